@@ -32,7 +32,9 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise ModelError("not a regular file", file=path)
             if status.st_size > max_bytes:
-                raise ModelError("file too large", file=path, found=f"{status.st_size:,} bytes", allowed=f"{max_bytes:,}")
+                raise ModelError(
+                    "file too large", file=path, found=f"{status.st_size:,} bytes", allowed=f"{max_bytes:,}"
+                )
             data = file.read(max_bytes + 1)
     except IsADirectoryError:
         raise ModelError("not a regular file", file=path) from None

@@ -1,0 +1,52 @@
+"""Backends, found by name: `edgellm/backends/<name>/` offers `backend`, see `interface.Backend`.
+
+The folders never import each other; this file imports none of them before it is asked to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+from edgellm.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from edgellm.backends.interface import Backend
+
+#: Fastest first; `find(None)` takes the first that exists and can run.
+NAMES = ("cuda", "cpu", "reference")
+
+
+def installed() -> list[str]:
+    """Names of the backends this version has, fastest first."""
+    return [name for name in NAMES if importlib.util.find_spec(f"edgellm.backends.{name}") is not None]
+
+
+def find(name: str | None = None, device: str | None = None) -> Backend:
+    """The backend called `name`, or with None the fastest that can run on `device`.
+
+    `device` is "cpu", "cuda", "cuda:1" ..., or None or "auto" for any.
+
+    Raises:
+        BackendUnavailable: there is no such backend, it does not serve that device, or it cannot run here; nothing is
+            put in its place.
+    """
+    kind = None if device in (None, "auto") else device.split(":")[0]
+    if name is not None and name not in installed():
+        allowed = ", ".join(installed())
+        raise BackendUnavailable("no such backend in this version", key="backend", found=name, allowed=allowed)
+    refused = None
+    for candidate in [name] if name else installed():
+        backend: Backend = importlib.import_module(f"edgellm.backends.{candidate}").backend
+        if kind is not None and kind not in backend.devices:
+            allowed = ", ".join(backend.devices)
+            refused = refused or BackendUnavailable(
+                f"backend {candidate} does not run on that device", key="device", found=device, allowed=allowed
+            )
+            continue
+        reason = backend.unavailable()
+        if reason is None:
+            return backend
+        refused = BackendUnavailable(f"backend {candidate} cannot run here", found=reason)
+    raise refused

@@ -1,0 +1,143 @@
+"""The narrow waist: arrays in, logits out. The engine never sees a kernel, a kernel never sees a sequence.
+
+Dimensions: S sequences, T tokens of all sequences in the step, R rows whose logits are wanted, V vocab_size,
+KvH num_key_value_heads, Hd head_dim.
+
+A backend is a module `edgellm/backends/<name>/` whose `backend` attribute is a `Backend`; it is found by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from edgellm.backends.slots import CacheGeometry, SlotState
+
+if TYPE_CHECKING:
+    from edgellm.model.program import Program
+    from edgellm.model.weights import Weights
+
+#: Called while loading with (bytes done, bytes in all).
+Progress = Callable[[int, int], None]
+#: Called after each op with (its index in the program, the buffers by name, float32 [T, width]); may read, not write.
+Trace = Callable[[int, Mapping[str, np.ndarray]], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step of S sequences: prefill chunks and decode tokens side by side.
+
+    Sequence s runs tokens `token_ids[seq_starts[s]:seq_starts[s + 1]]`, at least one, in the slot `states[s].slot`,
+    whose state is the one *before* the step. No slot occurs twice. The caller keeps the book: after the step the
+    state is `states[s].extended(number of tokens)`.
+
+    Attributes:
+        token_ids: int32 [T].
+        seq_starts: int32 [S + 1], 0 first, T last.
+        states: S slot states before the step.
+        logits_rows: int32 [R], rows of T whose logits are wanted, ascending.
+    """
+
+    token_ids: np.ndarray
+    seq_starts: np.ndarray
+    states: tuple[SlotState, ...]
+    logits_rows: np.ndarray
+
+    @classmethod
+    def of(cls, parts: list[tuple[SlotState, list[int], str]]) -> Batch:
+        """A batch from (state, token ids, which logits) a sequence: "all", "last" or "none"."""
+        ids: list[int] = []
+        starts, rows = [0], []
+        for _, tokens, wanted in parts:
+            first, ids = len(ids), ids + list(tokens)
+            starts.append(len(ids))
+            if wanted == "all":
+                rows.extend(range(first, len(ids)))
+            elif wanted == "last":
+                rows.append(len(ids) - 1)
+        return cls(
+            np.array(ids, np.int32),
+            np.array(starts, np.int32),
+            tuple(state for state, _, _ in parts),
+            np.array(rows, np.int32),
+        )
+
+
+class Cache(Protocol):
+    """Storage of keys and values for a fixed number of slots; which row is whose is `CacheGeometry`'s rule."""
+
+    geometry: CacheGeometry
+    nbytes: int
+
+    def copy_slot(self, source: SlotState, target: int) -> None:
+        """Copy what `source` holds into slot `target`: the target then has the same state but for its slot."""
+
+    def export_slot(self, state: SlotState) -> dict[str, np.ndarray]:
+        """What the slot holds, by name `layers.N.keys` / `.values`, as stored, in token order."""
+
+    def import_slot(self, state: SlotState, tensors: Mapping[str, np.ndarray]) -> None:
+        """Fill slot `state.slot` with what `export_slot` gave. Raises `ModelError` where shapes or dtypes differ."""
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    program: Program
+    weight_nbytes: int
+
+    def describe(self) -> Mapping[str, Any]:
+        """What runs where, for the line at start: backend, device, isa, threads, weights."""
+
+    def new_cache(self, geometry: CacheGeometry, num_slots: int) -> Cache:
+        """Allocate the cache. Raises `OutOfMemoryError`."""
+
+    def run(self, cache: Cache, batch: Batch, trace: Trace | None = None) -> np.ndarray:
+        """One step. Returns logits float32 [R, V]; a row may hold NaN or infinity, the caller judges."""
+
+    def close(self) -> None:
+        """Free the weights; a second call does nothing."""
+
+
+class Backend(Protocol):
+    """What `edgellm/backends/<name>/__init__.py` offers as `backend`."""
+
+    name: str
+    devices: tuple[str, ...]
+    prefill_chunk: int
+
+    def unavailable(self) -> str | None:
+        """None where this backend can run here, else the reason and the fix, a sentence."""
+
+    def load(
+        self, program: Program, weights: Weights, *, threads: int | None = None, progress: Progress | None = None
+    ) -> Runner:
+        """Read and pack every weight, one tensor at a time. Raises `ModelError`, `BackendUnavailable`."""
+
+    def plan_bytes(self, program: Program, weights: Weights, geometry: CacheGeometry, num_slots: int) -> MemoryPlan:
+        """What `load` and `new_cache` will hold at their peak, from headers alone."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by purpose; the sum is the peak above the bare process.
+
+    Attributes:
+        weights: the packed weights that stay.
+        cache: keys and values of all slots.
+        scratch: activations of the largest step, logits included.
+        loading: held only while loading, above what stays.
+    """
+
+    weights: int
+    cache: int
+    scratch: int
+    loading: int
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def peak(self) -> int:
+        """The larger of the peak while loading and the peak while running."""
+        return self.weights + max(self.loading, self.cache + self.scratch)
