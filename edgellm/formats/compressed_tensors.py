@@ -1,0 +1,117 @@
+"""The packings of compressed-tensors (llm-compressor): `pack-quantized`, and plain int8 weights.
+
+pack-quantized:
+
+    weight_packed     int32 [out, ceil(in * bits / 32)]     a dense bit stream along each row
+    weight_scale      float [out, groups]; [out, 1] a channel; [1] or [1, 1] the whole tensor
+    weight_shape      int64 [2] = [out, in]
+    weight_zero_point int32 [ceil(out * bits / 32), groups] a dense bit stream down each column; absent: symmetric
+    weight_g_idx      int32 [in], optional                  as GPTQ's g_idx; -1 in it means ignore
+
+Codes and zero points are signed numbers stored with 2**(bits - 1) added, which is how `QuantizedTensor` holds them.
+Before version 0.19 rows of 3-bit codes were not dense: ten codes and two spare bits a word; the width tells.
+
+int-quantized and naive-quantized: `weight` int8 [out, in], `weight_scale`, and `weight_zero_point` int8 of its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgellm.errors import UsageError
+from edgellm.formats.bits import WORD_BITS, pack_bits, unpack_bits, words_for
+from edgellm.formats.gptq import act_order
+from edgellm.formats.quantized import QuantizedTensor
+
+BITS = (2, 3, 4, 8)
+
+
+def pack(q: QuantizedTensor) -> dict[str, np.ndarray]:
+    """The tensors `weight_packed`, `weight_scale`, `weight_shape`, and where `q` needs them `weight_zero_point`
+    and `weight_g_idx`.
+
+    Raises:
+        UsageError: bits that are not supported, or a zero point of 2**bits.
+    """
+    outputs, inputs = q.shape
+    if q.bits not in BITS:
+        raise UsageError("compressed-tensors cannot hold it", key="bits", found=q.bits, allowed=str(BITS))
+    if q.zeros.size and q.zeros.max() >= 1 << q.bits:
+        raise UsageError("compressed-tensors cannot hold it", key="zeros", found=q.zeros.max())
+    codes = q.codes
+    tensors = {}
+    if q.permutation is not None:
+        codes, g_idx = np.empty_like(q.codes), np.empty(inputs, np.int32)
+        codes[:, q.permutation], g_idx[q.permutation] = q.codes, np.arange(inputs) // q.group_size
+        tensors["weight_g_idx"] = g_idx
+    if not q.symmetric:
+        columns = np.ascontiguousarray(q.zeros.T).astype(np.uint8)
+        tensors["weight_zero_point"] = np.ascontiguousarray(pack_bits(columns, q.bits).T)
+    return {
+        "weight_packed": pack_bits(codes, q.bits),
+        "weight_scale": q.scales,
+        "weight_shape": np.array([outputs, inputs], np.int64),
+        **tensors,
+    }
+
+
+def unpack(tensors: Mapping[str, np.ndarray], *, bits: int, group_size: int, in_features: int) -> QuantizedTensor:
+    """The inverse of `pack`; `group_size` -1 means whole rows. `weight_shape` is not looked at: `read_linear` does.
+
+    Raises:
+        ModelError: `weight_g_idx` names a group that does not exist, or groups that are not full.
+    """
+    packed = tensors["weight_packed"]
+    outputs, width = packed.shape
+    group_size = in_features if group_size == -1 else group_size
+    padded = bits == 3 and width == padded_words(in_features, bits) != words_for(in_features, bits)
+    codes = _unpack_padded(packed, bits, in_features) if padded else unpack_bits(packed, bits, in_features)
+    permutation = act_order(filled_in(tensors.get("weight_g_idx")), in_features, group_size)
+    if permutation is not None:
+        codes = np.take(codes, permutation, axis=1)
+    scales = _full(tensors["weight_scale"], outputs)
+    stored = tensors.get("weight_zero_point")
+    if stored is None:
+        zeros = np.full(scales.shape, 1 << (bits - 1), np.int16)
+    else:
+        columns = unpack_bits(np.ascontiguousarray(stored.T), bits, outputs)
+        zeros = np.ascontiguousarray(columns.T).astype(np.int16)
+    return QuantizedTensor(codes, scales, zeros, bits, group_size, permutation)
+
+
+def unpack_int8(tensors: Mapping[str, np.ndarray], *, group_size: int) -> QuantizedTensor:
+    """int8 `weight` [out, in] with `weight_scale` and, where asymmetric, `weight_zero_point`, as 8-bit codes."""
+    weight = tensors["weight"]
+    outputs, inputs = weight.shape
+    scales = _full(tensors["weight_scale"], outputs)
+    stored = tensors.get("weight_zero_point")
+    zeros = np.full(scales.shape, 128, np.int16)
+    if stored is not None:
+        zeros += _full(stored, outputs)
+    codes = weight.view(np.uint8) ^ np.uint8(128)
+    return QuantizedTensor(codes, scales, zeros, 8, inputs if group_size == -1 else group_size)
+
+
+def filled_in(g_idx: np.ndarray | None) -> np.ndarray | None:
+    """`weight_g_idx`, or None where a -1 in it says that it was never filled in."""
+    return None if g_idx is None or (g_idx == -1).any() else g_idx
+
+
+def padded_words(in_features: int, bits: int) -> int:
+    """Words a row fills where fields never cross words."""
+    return -(-in_features // (WORD_BITS // bits))
+
+
+def _unpack_padded(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    shifts = np.arange(WORD_BITS // bits, dtype=np.uint32) * np.uint32(bits)
+    fields = (np.ascontiguousarray(words).view(np.uint32)[..., None] >> shifts) & np.uint32((1 << bits) - 1)
+    return np.ascontiguousarray(fields.reshape(len(words), -1)[:, :count].astype(np.uint8))
+
+
+def _full(per_group: np.ndarray, outputs: int) -> np.ndarray:
+    """[out, groups] from [out, groups], [out, 1], or one value for the whole tensor."""
+    if per_group.size == 1:
+        return np.full((outputs, 1), per_group.reshape(()))
+    return np.ascontiguousarray(per_group.reshape(outputs, -1))
