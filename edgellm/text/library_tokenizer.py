@@ -1,0 +1,142 @@
+"""Tokenizers that the `tokenizers` library runs, from tokenizer.json or from vocab.json and merges.txt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgellm.errors import TokenizerError
+from edgellm.text.added import AddedToken, enclose
+from edgellm.text.boundary import library_errors
+from edgellm.text.pieces import PieceDecoder
+from edgellm.text.tokenizer import Tokenizer
+from edgellm.text.tokens_config import TokensConfig
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+class LibraryTokenizer(Tokenizer):
+    """A byte-level BPE, Metaspace BPE, Unigram or WordLevel tokenizer of the `tokenizers` library.
+
+    A second library object shares the model but knows its added tokens only between the noncharacters `OPEN` and
+    `CLOSE`: so the library itself treats everything around true added tokens (stripping, normalizing a piece at a
+    time, the prefix of the first word), while nothing a person writes can be one.
+    """
+
+    def __init__(
+        self,
+        library: tokenizers.Tokenizer,
+        *,
+        kind: str,
+        file: str,
+        rows: int | None,
+        config: TokensConfig,
+        decoder: Any,
+    ) -> None:
+        self.kind = kind
+        self._library = library
+        with library_errors(file, "added tokens cannot be added"):
+            _add_missing(library, config, file)
+        added = [_described(token_id, token) for token_id, token in library.get_added_tokens_decoder().items()]
+        self._decoder = PieceDecoder(decoder, file)
+        vocabulary = library.get_vocab(with_added_tokens=True)
+        ids = set(vocabulary.values())
+        if len(ids) != len(vocabulary) or not ids:
+            raise TokenizerError("two tokens have the same id" if ids else "vocabulary is empty", file=file)
+        super().__init__(file=file, size=max(ids) + 1, rows=rows, added=added, strings=config.strings)
+        self._strip = self._decoder.strip
+        self._separator = self._decoder.separator
+        for token in added:
+            if vocabulary.get(token.content) != token.id or library.id_to_token(token.id) != token.content:
+                raise TokenizerError("id and text of an added token disagree", file=file, key=token.content)
+        self._prefix, self._suffix = self._surrounding_ids(config)
+        self._spelled: tokenizers.Tokenizer | None = None
+        self._true_ids: dict[int, int] = {}
+
+    def _surrounding_ids(self, config: TokensConfig) -> tuple[list[int], list[int]]:
+        """The ids that the post-processor puts before and after any text."""
+        with library_errors(self.file, "a first text cannot be encoded"):
+            encoding = self._library.encode("a", add_special_tokens=True)
+            mask = encoding.special_tokens_mask
+            inner = len(self._library.encode("a", add_special_tokens=False).ids)
+        start = mask.index(0) if 0 in mask else len(mask) - inner
+        before, after = encoding.ids[:start], encoding.ids[start + inner :]
+        if not before and config.flag("add_bos_token", False) and self.bos_token_id is not None:
+            before = [self.bos_token_id]
+        if not after and config.flag("add_eos_token", False) and self.eos_token_id is not None:
+            after = [self.eos_token_id]
+        return before, after
+
+    def _encode_text(self, text: str) -> list[int]:
+        with library_errors(self.file, "the text cannot be encoded"):
+            return self._library.encode(text, add_special_tokens=False).ids
+
+    def _encode_parts(self, parts: Sequence[str | AddedToken]) -> list[int]:
+        with library_errors(self.file, "the text cannot be encoded"):
+            if self._spelled is None:
+                self._spelled, self._true_ids = self._enclosed_twin()
+            ids = self._spelled.encode(enclose(parts), add_special_tokens=False).ids
+        return [self._true_ids.get(token_id, token_id) for token_id in ids]
+
+    def _enclosed_twin(self) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+        import tokenizers
+
+        twin = tokenizers.Tokenizer(self._library.model)
+        if self._library.normalizer is not None:
+            twin.normalizer = self._library.normalizer
+        if self._library.pre_tokenizer is not None:
+            twin.pre_tokenizer = self._library.pre_tokenizer
+        ids = {enclose([token]): token.id for token in self.added_tokens}
+        twin.add_tokens([_library_token(token, enclose([token])) for token in self.added_tokens])
+        return twin, {token_id: ids[str(token)] for token_id, token in _contents(twin).items()}
+
+    def _piece_id(self, text: str) -> int | None:
+        return self._library.token_to_id(text)
+
+    def _read_piece(self, token_id: int) -> bytes:
+        token = self._library.id_to_token(token_id)
+        return b"" if token is None else self._decoder(token)
+
+
+def _add_missing(library: tokenizers.Tokenizer, config: TokensConfig, file: str) -> None:
+    """Adds what only the config files name: added tokens with ids, and `bos_token` ... that are pieces of the model."""
+    known = set(_contents(library).values())
+    for token in config.added:
+        if token.content not in known:
+            library.add_tokens([_library_token(token, token.content)])
+        if library.token_to_id(token.content) != token.id:
+            raise TokenizerError(
+                "an added token of tokenizer_config.json cannot have its id",
+                file=file,
+                key=token.content,
+                found=token.id,
+                allowed=str(library.token_to_id(token.content)),
+            )
+        known.add(token.content)
+    named = [text for text in config.strings.values() if text not in known and library.token_to_id(text) is not None]
+    for text in dict.fromkeys(named):
+        library.add_special_tokens([_library_token(AddedToken(0, text), text)])
+
+
+def _library_token(token: AddedToken, content: str) -> tokenizers.AddedToken:
+    import tokenizers
+
+    return tokenizers.AddedToken(
+        content,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _contents(library: tokenizers.Tokenizer) -> dict[int, str]:
+    return {token_id: token.content for token_id, token in library.get_added_tokens_decoder().items()}
+
+
+def _described(token_id: int, token: tokenizers.AddedToken) -> AddedToken:
+    return AddedToken(
+        token_id, token.content, token.special, token.lstrip, token.rstrip, token.single_word, token.normalized
+    )
