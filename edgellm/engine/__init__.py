@@ -1,0 +1,1 @@
+"""Sequences on their way through a model: sampling, cache slots, scheduling, streaming, conversations."""

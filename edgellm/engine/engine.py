@@ -1,0 +1,171 @@
+"""The engine: several threads may wait for tokens; whoever waits while nobody computes drives the next step.
+
+There is no thread of its own. A step runs outside the lock, so that others can submit and cancel meanwhile. A sequence
+may run a few tokens ahead of its consumer, and to its end when others wait for its slot: a consumer that pauses never
+blocks another one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edgellm.backends.interface import Cache, Runner
+from edgellm.engine.results import Piece
+from edgellm.engine.scheduler import Scheduler, Step
+from edgellm.engine.sequence import Request, Sequence
+from edgellm.errors import ContextLengthError, EdgeLLMError, EngineClosed
+
+
+class Engine:
+    """Runs sequences over the slots of one cache.
+
+    Args:
+        runner: the loaded model; closed with the engine.
+        cache: made by the runner.
+        num_slots: of the cache.
+    """
+
+    def __init__(self, runner: Runner, cache: Cache, num_slots: int) -> None:
+        self.runner = runner
+        self.cache = cache
+        self.geometry = cache.geometry
+        self._scheduler = Scheduler(cache, num_slots)
+        self._changed = threading.Condition()
+        self._driving = False
+        self._closed = False
+        self._pid = os.getpid()
+
+    def submit(self, request: Request) -> Sequence:
+        """Queue a request.
+
+        Raises:
+            ContextLengthError: the prompt is longer than the context.
+            EngineClosed: the engine is closed, or belongs to a parent process.
+        """
+        self._check_open()
+        context = self.geometry.context
+        if not self.geometry.unbounded and len(request.prompt) > context:
+            raise ContextLengthError(
+                f"the prompt has {len(request.prompt)} tokens and the context holds {context}",
+                key="prompt",
+                hint="Shorten the prompt or load the model with a larger context.",
+            )
+        sequence = Sequence(request)
+        with self._changed:
+            self._check_open()
+            self._scheduler.add(sequence)
+        return sequence
+
+    def next_piece(self, sequence: Sequence) -> Piece | None:
+        """The sequence's next piece, computed by this thread where no other one computes; None at its end.
+
+        Raises:
+            NumericalError: the sequence met NaN or infinity.
+            EngineClosed: the engine was closed before the end.
+            EdgeLLMError: the step failed; the sequence is over, others go on.
+        """
+        while True:
+            self._check_fork()
+            with self._changed:
+                if sequence.pieces:
+                    return sequence.pieces.popleft()
+                if sequence.error is not None:
+                    raise sequence.error
+                if sequence.over:
+                    return None
+                if self._driving:
+                    self._changed.wait()
+                    continue
+                self._driving = True
+            self._drive()
+
+    def finish(self, sequence: Sequence) -> None:
+        """End a sequence now, wherever it is; its slot is free afterwards. For one that is over nothing happens."""
+        sequence.cancel_requested = True
+        if os.getpid() != self._pid:
+            return
+        with self._changed:
+            while self._driving:
+                self._changed.wait()
+            self._scheduler.reap()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Runner]:
+        """The runner for one step outside the scheduler, with a cache of the caller's own. Raises `EngineClosed`."""
+        self._check_open()
+        with self._changed:
+            while self._driving:
+                self._changed.wait()
+            self._check_open()
+            self._driving = True
+        try:
+            yield self.runner
+        finally:
+            self._stop_driving()
+
+    def close(self) -> None:
+        """End all sequences with `EngineClosed` and free the weights; a second call does nothing."""
+        if os.getpid() != self._pid:
+            return
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            while self._driving:
+                self._changed.wait()
+            self._scheduler.fail(None, EngineClosed("the engine was closed before the answer ended"))
+            self._changed.notify_all()
+        self.runner.close()
+
+    def _drive(self) -> None:
+        """One step; the caller has set `_driving`. Interrupted inside the runner, it leaves the books as they were."""
+        step: Step | None = None
+        in_books = True
+        try:
+            with self._changed:
+                if not self._closed:
+                    step = self._scheduler.plan()
+            if step is not None:
+                in_books = False
+                logits = self.runner.run(self.cache, step.batch)
+                in_books = True
+                with self._changed:
+                    self._scheduler.commit(step, logits)
+        except Exception as error:
+            with self._changed:
+                self._scheduler.fail(step, _as_engine_error(error))
+        except BaseException:
+            if in_books:
+                with self._changed:
+                    self._scheduler.fail(step, EdgeLLMError("the step was interrupted"))
+            raise
+        finally:
+            self._stop_driving()
+
+    def _stop_driving(self) -> None:
+        with self._changed:
+            self._driving = False
+            self._changed.notify_all()
+
+    def _check_open(self) -> None:
+        self._check_fork()
+        if self._closed:
+            raise EngineClosed("the engine is closed", hint="Load the model again.")
+
+    def _check_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineClosed(
+                "this process was forked from the one that loaded the model",
+                hint='Use the start method "spawn" of multiprocessing and load the model in each process.',
+            )
+
+
+def _as_engine_error(error: Exception) -> EdgeLLMError:
+    if isinstance(error, EdgeLLMError):
+        return error
+    wrapped = EdgeLLMError(f"the step failed ({type(error).__name__}: {error})")
+    wrapped.__cause__ = error
+    return wrapped
