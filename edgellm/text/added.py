@@ -8,6 +8,7 @@ are spelled out. Through the rendering of a template, which knows nothing of seg
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Segment:
 
 
 class TokenMatcher:
-    """Finds added tokens as the `tokenizers` library does: the leftmost, the longest of these, unnormalized ones first."""
+    """Finds added tokens as the `tokenizers` library does: leftmost, then longest, unnormalized ones first."""
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         self.by_content = {token.content: token for token in tokens}
@@ -168,7 +169,7 @@ class _Breaks:
             len(text) - size + 1 for size in range(1, min(self._longest, len(text)) + 1) if text[-size:] in self._starts
         }
         edges = [0, *sorted(cuts), len(text)]
-        return BREAK.join(text[start:end] for start, end in zip(edges, edges[1:], strict=False))
+        return BREAK.join(text[start:end] for start, end in itertools.pairwise(edges))
 
 
 def segments_of(rendered: str) -> list[Segment]:

@@ -22,10 +22,13 @@ from edgellm.text.template_filters import guarded_filters, guarded_tests, replac
 MAX_TEMPLATE_TOKENS = 32_768  # the longest template in use has about 5,000; Jinja compiles 50,000 a second
 _MAX_INTEGER_BITS = 4096
 _MAX_PARTS = 262_144
-_STRING_METHODS = frozenset(
-    "strip lstrip rstrip split rsplit splitlines startswith endswith replace upper lower title capitalize join find rfind"
-    " index count isdigit isalpha isalnum isspace isupper islower removeprefix removesuffix partition rpartition".split()
-)
+# fmt: off
+_STRING_METHODS = frozenset({
+    "strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "startswith", "endswith", "replace", "upper",
+    "lower", "title", "capitalize", "join", "find", "rfind", "index", "count", "isdigit", "isalpha", "isalnum",
+    "isspace", "isupper", "islower", "removeprefix", "removesuffix", "partition", "rpartition",
+})
+# fmt: on
 _DICT_METHODS = frozenset({"get", "items", "keys", "values", "copy"})
 _JINJA_OBJECTS = (runtime.LoopContext, runtime.Macro, runtime.Undefined, Namespace)
 _FORBIDDEN = (nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends)
@@ -137,7 +140,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return super().call_binop(context, operator, left, right)
         return budget().check(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context: runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget().spend()
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, str):
@@ -220,9 +223,9 @@ def _check_product(left: Any, right: Any) -> None:
     for items, times in ((left, right), (right, left)):
         if isinstance(items, (str, list, tuple)) and isinstance(times, int):
             budget().build(len(items) * max(times, 0))
-    if isinstance(left, int) and isinstance(right, int):
-        if left.bit_length() + right.bit_length() > _MAX_INTEGER_BITS:
-            raise BudgetExceeded("it builds too large a number")
+    both = isinstance(left, int) and isinstance(right, int)
+    if both and left.bit_length() + right.bit_length() > _MAX_INTEGER_BITS:
+        raise BudgetExceeded("it builds too large a number")
 
 
 def _checked_string_call(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

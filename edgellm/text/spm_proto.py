@@ -1,7 +1,7 @@
 """As much of sentencepiece's ModelProto as edgellm must know: the pieces' types and the normalizer's settings.
 
 ModelProto:     1 pieces (repeated SentencePiece), 2 trainer_spec, 3 normalizer_spec
-SentencePiece:  1 piece (string), 2 score (float), 3 type (1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte)
+SentencePiece:  1 piece (string), 2 score (float), 3 type (the constants below)
 NormalizerSpec: 2 precompiled_charsmap (bytes), 3 add_dummy_prefix, 4 remove_extra_whitespaces (both default true)
 """
 

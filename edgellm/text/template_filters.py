@@ -12,16 +12,19 @@ from edgellm.text.added import BREAK
 from edgellm.text.budget import BudgetExceeded, budget
 
 # Filters whose work is bounded by their input; what else a filter needs stands with its own function below.
-_PLAIN = frozenset(
-    "trim length count upper lower title capitalize first last default d float selectattr rejectattr select reject map"
-    " items dictsort sort unique reverse safe escape e abs min max".split()
-)
+# fmt: off
+_PLAIN = frozenset({
+    "trim", "length", "count", "upper", "lower", "title", "capitalize", "first", "last", "default", "d",
+    "float", "selectattr", "rejectattr", "select", "reject", "map", "items", "dictsort", "sort", "unique",
+    "reverse", "safe", "escape", "e", "abs", "min", "max",
+})
+# fmt: on
 _COMPARING = frozenset({"dictsort", "sort", "unique", "min", "max"})
 _LAZY = frozenset({"map", "select", "reject", "selectattr", "rejectattr", "unique", "first", "min", "max", "sort"})
 _MAX_INDENT = 64
 _MAX_DIGITS = 4096
 # ensure_ascii writes BREAK as an escape; an even number of backslashes before it means that it was no text.
-_ESCAPED_BREAK = re.compile(r"(?<!\\)((?:\\\\)*)\\u%04x" % ord(BREAK))
+_ESCAPED_BREAK = re.compile(rf"(?<!\\)((?:\\\\)*)\\u{ord(BREAK):04x}")
 
 
 def text_of(value: Any) -> str:
