@@ -24,17 +24,19 @@ _FAMILIES = ("GPT2", "Qwen2")
 
 
 def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, rows: int | None) -> LibraryTokenizer:
-    """The tokenizer of a tokenizer.json; its truncation and padding are for training and ignored."""
+    """The tokenizer of a tokenizer.json; its truncation, padding and dropout are for training and ignored."""
     import tokenizers
 
     file = files.locate(JSON_FILE)
     table = parse_json(data, file)
-    check_normalizer(table.get("normalizer"), file)
-    _check_post_processor(table.get("post_processor"), file)
     with library_errors(file, "cannot be read as a tokenizer.json"):
         library = tokenizers.Tokenizer.from_buffer(data)
         library.no_truncation()
         library.no_padding()
+        if getattr(library.model, "dropout", None) is not None:
+            library.model.dropout = None  # merges left out at random are for training, too
+    check_normalizer(table.get("normalizer"), file)
+    _check_post_processor(table.get("post_processor"), file)
     for entry in table.get("added_tokens") or []:
         if library.token_to_id(entry["content"]) != entry["id"]:
             raise TokenizerError(
@@ -63,6 +65,9 @@ def load_vocab_and_merges(files: SideFiles, config: TokensConfig, rows: int | No
     with library_errors(file, "vocabulary and merges cannot be used"):
         library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
         _set_words(library, family, config.flag("add_prefix_space", False))
+        for text in config.main_strings():
+            if text in vocab:
+                library.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True)])
     return LibraryTokenizer(
         library, kind="vocab.json+merges.txt", file=file, rows=rows, config=config, decoder={"type": "ByteLevel"}
     )

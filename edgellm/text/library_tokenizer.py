@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,9 @@ class LibraryTokenizer(Tokenizer):
         if self._library.pre_tokenizer is not None:
             twin.pre_tokenizer = self._library.pre_tokenizer
         ids = {enclose([token]): token.id for token in self.added_tokens}
-        twin.add_tokens([_library_token(token, enclose([token])) for token in self.added_tokens])
-        return twin, {token_id: ids[str(token)] for token_id, token in _contents(twin).items()}
+        tokens = [dataclasses.replace(token, normalized=False) for token in self.added_tokens]
+        twin.add_tokens([_library_token(token, enclose([token])) for token in tokens])
+        return twin, {token_id: ids[content] for token_id, content in _contents(twin).items()}
 
     def _piece_id(self, text: str) -> int | None:
         return self._library.token_to_id(text)
@@ -100,7 +102,7 @@ class LibraryTokenizer(Tokenizer):
 
 
 def _add_missing(library: tokenizers.Tokenizer, config: TokensConfig, file: str) -> None:
-    """Adds what only the config files name: added tokens with ids, and `bos_token` ... that are pieces of the model."""
+    """Adds the added tokens that only the config files name."""
     known = set(_contents(library).values())
     for token in config.added:
         if token.content not in known:
@@ -114,9 +116,6 @@ def _add_missing(library: tokenizers.Tokenizer, config: TokensConfig, file: str)
                 allowed=str(library.token_to_id(token.content)),
             )
         known.add(token.content)
-    named = [text for text in config.strings.values() if text not in known and library.token_to_id(text) is not None]
-    for text in dict.fromkeys(named):
-        library.add_special_tokens([_library_token(AddedToken(0, text), text)])
 
 
 def _library_token(token: AddedToken, content: str) -> tokenizers.AddedToken:

@@ -19,7 +19,7 @@ from jinja2.utils import Namespace
 from edgellm.text.budget import BudgetExceeded, budget
 from edgellm.text.template_filters import guarded_filters, guarded_tests, replaced_length, text_of
 
-MAX_TEMPLATE_TOKENS = 32_768  # the longest template in use has about 5,000; Jinja compiles 50,000 a second
+MAX_TEMPLATE_TOKENS = 20_000  # the longest templates in use have about 5,000; Jinja compiles 20,000 a second at worst
 _MAX_INTEGER_BITS = 4096
 _MAX_PARTS = 262_144
 # fmt: off

@@ -7,6 +7,7 @@ NormalizerSpec: 2 precompiled_charsmap (bytes), 3 add_dummy_prefix, 4 remove_ext
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from edgellm.errors import TokenizerError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 # A message field that comes twice is merged, so a second normalizer_spec at the end changes one setting.
 WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 _MAX_PIECES = 1 << 22
 
 
@@ -54,6 +56,8 @@ def _read_piece(data: bytes, span: range, model: SpmModel) -> None:
             text = data[value.start : value.stop].decode("utf-8")
         elif number == 3 and isinstance(value, int):
             kind, type_at = value, at
+    if kind == BYTE and not _BYTE_PIECE.fullmatch(text):
+        raise ValueError(f"byte piece {text!r}")
     model.pieces.append((text, kind))
     model.type_at.append(type_at)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgellm.errors import TokenizerError
 from edgellm.sidefiles import SideFiles
 from edgellm.text import spm_proto
-from edgellm.text.added import AddedToken
+from edgellm.text.added import AddedToken, Segment
 from edgellm.text.boundary import check_charsmap, library_errors
 from edgellm.text.tokenizer import Tokenizer
 from edgellm.text.tokens_config import TokensConfig
@@ -56,12 +56,12 @@ class SentencePieceTokenizer(Tokenizer):
         if self._prefixed.get_piece_size() != len(model.pieces):
             raise TokenizerError("number of pieces is unclear", file=file, found=self._prefixed.get_piece_size())
         self._ids = {text: token_id for token_id, (text, _) in reversed([*enumerate(model.pieces)])}
-        strings = {**self._own_strings(), **config.strings}
-        for text in strings.values():
+        config.strings = {**self._own_strings(), **config.strings}
+        for text in config.main_strings():
             if text in self._ids:
                 added.setdefault(text, AddedToken(self._ids[text], text))
         _check_ids(added.values(), model, file)
-        super().__init__(file=file, size=len(model.pieces), rows=rows, added=added.values(), strings=strings)
+        super().__init__(file=file, size=len(model.pieces), rows=rows, added=added.values(), strings=config.strings)
         self._strip = (-1 if model.remove_extra_whitespaces else 1) if prefixes else 0
         if config.flag("add_bos_token", True) and self.bos_token_id is not None:
             self._prefix = [self.bos_token_id]
@@ -80,8 +80,6 @@ class SentencePieceTokenizer(Tokenizer):
         return {name: self._model.pieces[token_id][0] for name, token_id in ids.items() if token_id >= 0}
 
     def _encode_text(self, text: str) -> list[int]:
-        from edgellm.text.added import Segment
-
         return self._encode_parts(self._matcher.split([Segment(text)]))
 
     def _encode_parts(self, parts: Sequence[str | AddedToken]) -> list[int]:

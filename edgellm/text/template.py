@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import jinja2
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
-MAX_MESSAGES = 100_000
+MAX_MESSAGES = 10_000
 
 
 class ChatTemplate:

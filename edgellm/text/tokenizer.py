@@ -78,17 +78,19 @@ class Tokenizer(ABC):
             UsageError: the text is too long.
             TokenizerError: the tokenizer library fails.
         """
-        ids = self.encode_segments([Segment(text, parse_special)])
+        ids = self._encode_text(clean_text(text)) if parse_special else self.encode_segments([Segment(text, False)])
         return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
         """Token ids of the joined text; added tokens only as each segment allows, never across two. As `encode`."""
         whole = clean_text("".join(segment.text for segment in segments))
-        if len(segments) == 1 and segments[0].parse_special:
-            return self._encode_text(whole)
         parts = self._matcher.split([Segment(clean_text(s.text), s.parse_special) for s in segments])
-        same = parts == self._matcher.split([Segment(whole)])  # nothing spells an added token: the library may look
-        return self._encode_text(whole) if same else self._encode_parts(parts)
+        if parts == self._matcher.split([Segment(whole)]):  # no text spells an added token
+            ids = self._encode_text(whole)
+            # A normalizer can turn other text, such as full-width brackets, into the spelling of an added token.
+            if [i for i in ids if i in self._texts] == [part.id for part in parts if isinstance(part, AddedToken)]:
+                return ids
+        return self._encode_parts(parts)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of `ids`. Raises `UsageError` for an id that is none of the model's."""

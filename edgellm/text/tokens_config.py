@@ -32,6 +32,14 @@ class TokensConfig:
     strings: dict[str, str] = field(default_factory=dict)
     added: list[AddedToken] = field(default_factory=list)
 
+    def main_strings(self) -> list[str]:
+        """The texts of BOS, EOS and UNK, which are special whether declared or not.
+
+        Not the others: there are models whose `pad_token` is a plain quotation mark.
+        """
+        names = ("bos_token", "eos_token", "unk_token")
+        return list(dict.fromkeys(self.strings[name] for name in names if name in self.strings))
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name)
         return value if isinstance(value, bool) else default
