@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
 
 from edgellm.backends.interface import Cache, Runner
+from edgellm.backends.slots import SlotState
 from edgellm.engine.results import Piece
 from edgellm.engine.scheduler import Scheduler, Step
 from edgellm.engine.sequence import Request, Sequence
 from edgellm.errors import ContextLengthError, EdgeLLMError, EngineClosed
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a slot holds: its state, the ids of its kept tokens, and the cache's tensors."""
+
+    state: SlotState
+    tokens: list[int]
+    tensors: Mapping[str, np.ndarray]
 
 
 class Engine:
@@ -105,6 +119,36 @@ class Engine:
             yield self.runner
         finally:
             self._stop_driving()
+
+    @property
+    def cache_identity(self) -> dict[str, Any]:
+        """What a saved slot must agree with to be loaded here, JSON-able."""
+        named = {item.name: getattr(self.geometry, item.name) for item in fields(self.geometry) if item.name != "chunk"}
+        return {**named, "windows": list(self.geometry.windows), "backend": self.runner.describe().get("backend")}
+
+    def export(self, owner: object) -> Held | None:
+        """What the slot of conversation `owner` holds, None where no slot holds it any more. Raises `EngineClosed`."""
+        with self.exclusive():
+            slots = [slot for slot in self._scheduler.slots if slot.owner is owner and not slot.busy]
+            if not slots:
+                return None
+            return Held(slots[0].state, list(slots[0].tokens), self.cache.export_slot(slots[0].state))
+
+    def adopt(self, owner: object, held: Held) -> None:
+        """Put what `export` gave into the least recently used free slot; where none is free nothing happens.
+
+        Raises:
+            ModelError: the tensors are not this cache's.
+            EngineClosed: see `submit`.
+        """
+        with self.exclusive():
+            free = [slot for slot in self._scheduler.slots if not slot.busy]
+            if free:
+                slot = min(free, key=lambda slot: slot.used)
+                slot.reset()
+                state = replace(held.state, slot=slot.index)
+                self.cache.import_slot(state, held.tensors)
+                slot.state, slot.tokens, slot.owner = state, list(held.tokens), owner
 
     def close(self) -> None:
         """End all sequences with `EngineClosed` and free the weights; a second call does nothing."""
