@@ -1,0 +1,1 @@
+"""The command line: `edgellm COMMAND ...`, one file a command, each imported when it is asked for."""

@@ -1,0 +1,101 @@
+"""Load a model for a command: a progress bar where a person waits, and the line that says what runs where."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from edgellm.cli.figures import count, size
+from edgellm.cli.find_model import EMBEDDED, find_model
+from edgellm.cli.options import loading_of
+from edgellm.cli.places import short
+from edgellm.cli.terminal import Terminal, is_terminal
+
+if TYPE_CHECKING:
+    from edgellm import LLM
+
+_BAR_AFTER_S, _ETA_AFTER_S = 2.0, 10.0
+
+
+class LoadingBar:
+    """A bar on stderr once loading has taken two seconds, with the time left where it will take over ten.
+
+    Call it with (bytes done, bytes in all); use it as a context manager, so that nothing is left on the screen.
+    """
+
+    def __init__(self, terminal: Terminal, what: str = "loading") -> None:
+        self._shown = is_terminal(sys.stderr) and not terminal.quiet
+        self._color = terminal.colored(sys.stderr)
+        self._what = what
+        self._start = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> LoadingBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        elapsed = time.monotonic() - self._start
+        if not self._shown or elapsed < _BAR_AFTER_S or total <= 0:
+            return
+        if self._bar is None:
+            self._begin(elapsed * total / max(done, 1))
+        self._bar.update(self._task, completed=done, total=total)
+
+    def _begin(self, expected_s: float) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
+        if expected_s > _ETA_AFTER_S:
+            columns.append(TimeRemainingColumn())
+        console = Console(stderr=True, no_color=not self._color)
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task(self._what, total=None)
+        self._bar.start()
+
+
+def load(args: Namespace, terminal: Terminal) -> LLM:
+    """The model that `args` name, loaded; says what it is on stderr. Raises what `edgellm.load` raises."""
+    import edgellm
+
+    path = find_model(args.model)
+    with LoadingBar(terminal) as bar:
+        llm = edgellm.load(path, progress=bar, **loading_of(args))
+    terminal.say(start_line(llm.info, embedded=path is None))
+    for note in llm.info.get("notes", ()):
+        terminal.say(f"note: {note}")
+    return llm
+
+
+def start_line(info: dict[str, Any], *, embedded: bool = False) -> str:
+    """One line: model, backend, device, ISA, threads, weights, context."""
+    where = [str(info[key]) for key in ("device", "isa") if info.get(key)]
+    parts = [
+        f"{EMBEDDED} (the embedded model)" if embedded else short(str(info.get("path", ""))),
+        f"{count(info['parameters'])} parameters" if info.get("parameters") else "",
+        f"{info.get('backend')} on {' '.join(where)}" if where else str(info.get("backend")),
+        _threads(info.get("threads")),
+        _weights(info),
+        f"context {info['context']} {info.get('cache_dtype') or ''}".rstrip() if info.get("context") else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _threads(threads: int | str | None) -> str:
+    if isinstance(threads, int):
+        return f"{threads} thread{'s' * (threads != 1)}"
+    return f"threads {threads}" if threads else ""
+
+
+def _weights(info: dict[str, Any]) -> str:
+    kind = info.get("quantization")
+    if isinstance(kind, dict):
+        kind = " ".join(str(kind[key]) for key in ("method", "quant_method", "bits") if kind.get(key) is not None)
+    return f"weights {kind or ''} {size(info['weight_bytes'])}".replace("  ", " ") if info.get("weight_bytes") else ""

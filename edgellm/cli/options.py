@@ -1,0 +1,114 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+#: Keyword arguments of `generate` that a person can set, and how each is read from text.
+SAMPLING: dict[str, Any] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "seed": int,
+    "max_tokens": int,
+}
+
+_HELP = {
+    "temperature": "0 takes the likeliest token every time",
+    "top_k": "draw from the N likeliest tokens; 0 is off",
+    "top_p": "draw from the likeliest tokens that together have probability P",
+    "min_p": "leave out tokens less likely than P times the likeliest",
+    "repetition_penalty": "1 is off",
+    "presence_penalty": "0 is off",
+    "frequency_penalty": "0 is off",
+    "seed": "the same seed draws the same answer",
+    "max_tokens": "longest answer, in tokens",
+}
+
+CACHE_DTYPES = ("float32", "float16", "int8")
+EVICTIONS = ("shift", "recompute", "error")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The positional MODEL."""
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a file, a folder or a name (default: the embedded model)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_backend(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where to run: --backend, --device, --threads."""
+    group = parser.add_argument_group("where it runs")
+    group.add_argument("--backend", metavar="NAME", help="default: the fastest that can run here")
+    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...; never replaced by another")
+    group.add_argument("--threads", metavar="N", type=positive, help="default: the cores this process may use")
+    return group
+
+
+def add_memory(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """What is planned: --context, --cache-dtype."""
+    group.add_argument(
+        "--context", "--ctx", metavar="N", type=positive, help="tokens remembered (default: the model's, at most 4096)"
+    )
+    group.add_argument("--cache-dtype", choices=CACHE_DTYPES, help="how keys and values are stored (default: float16)")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """All options of loading a model to run it."""
+    group = add_backend(parser)
+    add_memory(group)
+    group.add_argument("--force", action="store_true", help="load even where the memory plan does not fit")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How tokens are drawn; unset means the model's own generation_config.json, else greedy."""
+    group = parser.add_argument_group(
+        "how it answers (default: as the model's generation_config.json says, else greedy)"
+    )
+    for key, kind in SAMPLING.items():
+        names = ["--" + key.replace("_", "-")]
+        if key == "max_tokens":
+            names.insert(0, "-n")
+        metavar = "N" if kind is int else "P" if key in ("top_p", "min_p") else "X"
+        group.add_argument(*names, metavar=metavar, type=kind, help=_HELP[key])
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", help="end before this text; may be repeated"
+    )
+
+
+def add_system(parser: argparse.ArgumentParser) -> None:
+    """--system and --raw."""
+    parser.add_argument("--system", metavar="TEXT", help="system prompt of the conversation")
+    parser.add_argument("--raw", action="store_true", help="do not strip control characters from the model's text")
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `generate` that were given."""
+    given = {key: getattr(args, key) for key in SAMPLING if getattr(args, key) is not None}
+    if args.stop:
+        given["stop"] = list(args.stop)
+    return given
+
+
+def loading_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `edgellm.load` that were given by `add_running`."""
+    keys = ("backend", "device", "threads", "context", "cache_dtype", "force")
+    return {key: getattr(args, key) for key in keys}
+
+
+def positive(text: str) -> int:
+    """An integer above zero; argparse names the option."""
+    value = int(text.replace("_", "").replace(",", ""))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed: 1 or more")
+    return value
