@@ -5,7 +5,7 @@ Specification, version 1:
 - The file is a valid safetensors file whose `__metadata__` has `"edgellm.bundle": "1"`.
 - Each side file (config.json, tokenizer.json, tokenizer.model, chat_template.jinja ...) is a tensor named
   `edgellm.file/<name>` of dtype U8 and shape [number of bytes], holding the file's bytes unchanged. `<name>` matches
-  `[A-Za-z0-9._-]+` and is never used as a path. At most 64 files, 128 MiB together.
+  `[A-Za-z0-9._-]+`, is neither "." nor "..", and is never used as a path. At most 64 files, 128 MiB together.
 - Every other tensor is the model's, under the name and in the dtype it had in the checkpoint.
 - What is inside wins: a reader of a bundle looks at no file beside it.
 - A reader refuses a version that it does not know.
@@ -35,7 +35,7 @@ VERSION_KEY = "edgellm.bundle"
 VERSION = "1"
 PREFIX = "edgellm.file/"
 
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*")  # "." and ".." are none
 _SIDE_FILES = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
     r"|quantize_config|quant_config|quantization_config|chat_template)\.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,9 @@ class Checkpoint:
         location = locate(path)
         self.files = location.files
         self.notes: list[str] = []
+        self._shards: list[SafetensorsFile] = []
         self._opened: list[SafetensorsFile] = []  # those that hold a file descriptor, oldest first
+        self._lock = threading.Lock()  # of the list above
         self._holders: dict[str, SafetensorsFile] = {}
         try:
             self._open_all(location)
@@ -48,7 +51,7 @@ class Checkpoint:
             raise
 
     def _open_all(self, location: Location) -> None:
-        shards = []
+        shards = self._shards
         for file in location.files:
             shard = SafetensorsFile(file)
             shards.append(shard)
@@ -92,11 +95,14 @@ class Checkpoint:
             self.notes.append(f"{shard.path.name}: {unlisted} tensors that the index does not name were ignored")
 
     def _keep_open(self, shard: SafetensorsFile) -> None:
-        if shard in self._opened:
-            self._opened.remove(shard)
-        self._opened.append(shard)
-        while len(self._opened) > MAX_OPEN_SHARDS:
-            self._opened.pop(0).close()
+        with self._lock:
+            if shard in self._opened:
+                self._opened.remove(shard)
+            self._opened.append(shard)
+            surplus = self._opened[:-MAX_OPEN_SHARDS]
+            del self._opened[:-MAX_OPEN_SHARDS]
+        for other in surplus:
+            other.close()
 
     def info(self, name: str) -> TensorInfo:
         """What is stored under `name`. Raises `ModelError` where nothing is."""
@@ -128,9 +134,8 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close the files. A later `read` opens them again, and fails where they were changed meanwhile."""
-        for shard in self._opened:
+        for shard in self._shards:
             shard.close()
-        self._opened.clear()
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -249,12 +249,15 @@ class _Linear:
         wrong = middle - 1 if scheme.checkpoint_format == "gptq_v2" else middle + 1
         if q.zeros.size and (q.zeros == wrong).all():
             other = "gptq" if scheme.checkpoint_format == "gptq_v2" else "gptq_v2"
+            setting = f"checkpoint_format to {other}"
+            if self._quantization is not None and self._quantization.producer == "auto-round":
+                setting = f"packing_format to auto_round:{'auto_gptq' if other == 'gptq' else 'gptqmodel'}"
             raise self._refuse(
                 "qzeros",
                 f"zero points are stored as {other} does, the config says {scheme.checkpoint_format}",
                 f"{wrong} everywhere once decoded",
                 f"{middle} for symmetric weights",
-                f"Set checkpoint_format to {other} in {self._config_file()}.",
+                f"Set {setting} in {self._config_file()}.",
             )
 
     def _scales(self, part: str, allow_nonfinite: bool) -> np.ndarray:

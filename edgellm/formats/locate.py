@@ -93,6 +93,8 @@ def _locate_in_folder(folder: Path) -> Location:
     if INDEX_NAME in indices or len(indices) == 1:
         return read_index(folder / (INDEX_NAME if INDEX_NAME in indices else indices[0]))
     weights = [name for name in names if name.endswith(".safetensors")]
+    if weights == ["adapter_model.safetensors"]:
+        raise ModelError("a LoRA adapter, not a model", file=folder, hint="Merge it into its base model first.")
     if "model.safetensors" in weights:
         weights = ["model.safetensors"]
     if len(weights) == 1:

@@ -69,9 +69,11 @@ class ModuleTable:
         start = time.monotonic()
         for pattern, value in self._patterns:
             found = pattern.match(module) is not None
-            if time.monotonic() - start > self._seconds_left:
+            spent = time.monotonic() - start
+            if spent > self._seconds_left:
                 raise ModelError("matching its expressions takes too long", file=self._file, key=self._key)
             if found:
+                self._seconds_left -= spent
                 return value
         self._seconds_left -= time.monotonic() - start
         return None

@@ -134,12 +134,13 @@ def read_quantization(side_files: SideFiles, config: dict[str, Any]) -> Quantiza
         ModelError: an unknown or unsupported method, a value out of range, or two files that disagree.
     """
     statements: list[tuple[str, str, dict[str, Any]]] = []
-    given = config.get("quantization_config")
     file = side_files.locate("config.json")
-    if given is not None:
-        if not isinstance(given, dict):
-            raise ModelError("must be an object", file=file, key="quantization_config", found=type(given).__name__)
-        statements.append((file, "quantization_config.", given))
+    for key in ("quantization_config", "compression_config"):  # the latter in compressed-tensors files of 2024
+        given = config.get(key)
+        if given is not None and not isinstance(given, dict):
+            raise ModelError("must be an object", file=file, key=key, found=type(given).__name__)
+        if given is not None:
+            statements.append((file, f"{key}.", given))
     for name in ("quantize_config.json", "quant_config.json"):
         table = read_side_json(side_files, name)
         if table is not None:
@@ -184,7 +185,9 @@ class Reading:
 
         table = self.table
         method = table.get("quant_method", table.get("method"))
-        if method is None:
+        if method is None and "config_groups" in table:
+            method = "compressed-tensors"
+        elif method is None:
             method = "awq" if "zero_point" in table or "version" in table else "gptq"
         readers = {
             "gptq": methods.read_gptq,

@@ -32,9 +32,9 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
         self._lock = threading.Lock()
         self._descriptor: int | None = None
+        self.path = Path(path)
         self._identity: tuple[int, ...] | None = None
         try:
             self.header = self._read_header(self._open())
@@ -63,6 +63,9 @@ class SafetensorsFile:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def _open(self) -> int:
         """The file descriptor, opened where it is not; it must be the file whose header was checked."""

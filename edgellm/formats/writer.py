@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from edgellm.formats.dtypes import NUMPY_DTYPES, stored_name
 from edgellm.formats.header import PREFIX_BYTES
 from edgellm.formats.limits import MAX_HEADER_BYTES
 from edgellm.formats.locate import INDEX_NAME
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*")  # "." and ".." are none
 
 MAX_SHARD_BYTES = 5 << 30  # what the hub's tools use
 
@@ -90,6 +93,9 @@ def save_checkpoint(
     folder = Path(folder)
     sources = {name: _source(name, tensor) for name, tensor in tensors.items()}
     side_files = dict(side_files or {})
+    for name in side_files:
+        if not _FILE_NAME.fullmatch(name):
+            raise UsageError("not a plain file name", key=name)
     with _failures(folder):
         if os.path.lexists(folder) and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
             raise OutputError("is there already", file=folder, hint="Choose another name, or ask to overwrite it.")
