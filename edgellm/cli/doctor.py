@@ -8,9 +8,10 @@ from argparse import Namespace
 from typing import Any
 
 from edgellm._version import __version__
+from edgellm.api.embedded import NAME
 from edgellm.cli import machine, options, places
 from edgellm.cli.figures import rate
-from edgellm.cli.find_model import EMBEDDED, find_model
+from edgellm.cli.find_model import find_model
 from edgellm.cli.parser import Parser
 from edgellm.cli.show import print_facts
 from edgellm.cli.terminal import Terminal
@@ -113,7 +114,7 @@ def _self_test(model: str | None) -> dict[str, Any]:
     """Load a model and generate a few tokens; what came of it."""
     import edgellm
 
-    name = model or EMBEDDED
+    name = model or NAME
     try:
         with edgellm.load(find_model(model), context=64) as llm:
             result = llm.generate("Hello", max_tokens=_SELF_TEST_TOKENS, temperature=0, ignore_eos=True)

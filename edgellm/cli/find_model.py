@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgellm.api.embedded import NAME
 from edgellm.cli.parser import did_you_mean
 from edgellm.cli.places import model_folders, short
 from edgellm.errors import InputError
 
-#: Names for the model that comes with the package.
-EMBEDDED = "guide"
 _SUFFIXES = (".safetensors", ".json", ".gguf", ".ggml", ".bin", ".pt", ".pth", ".ckpt", ".onnx")
 
 
@@ -26,18 +25,18 @@ def find_model(name: str | None) -> str | None:
     known = known_models()
     if name in known:
         return known[name]
-    if name == EMBEDDED:
+    if name == NAME:
         return None
     if looks_like_path(name):
         return name
     folders = ", ".join(short(folder) for folder in model_folders()) or "no folder: EDGELLM_MODELS is not set"
-    hint = did_you_mean(name, [*known, EMBEDDED]).removeprefix(". ") or "Name a file or a folder."
+    hint = did_you_mean(name, [*known, NAME]).removeprefix(". ") or "Name a file or a folder."
     raise InputError("no such model", file=name, hint=f"{hint} Names are looked up in {folders}.")
 
 
 def is_model(name: str) -> bool:
     """Whether one argument alone means a model and not a prompt."""
-    if name == EMBEDDED or name in known_models():
+    if name == NAME or name in known_models():
         return True
     return looks_like_path(name) or (" " not in name and len(name) < 256 and os.path.lexists(name))
 

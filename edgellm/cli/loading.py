@@ -7,8 +7,9 @@ import time
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
+from edgellm.api.embedded import NAME
 from edgellm.cli.figures import count, size
-from edgellm.cli.find_model import EMBEDDED, find_model
+from edgellm.cli.find_model import find_model
 from edgellm.cli.options import loading_of
 from edgellm.cli.places import short
 from edgellm.cli.terminal import Terminal, is_terminal
@@ -78,7 +79,7 @@ def start_line(info: dict[str, Any], *, embedded: bool = False) -> str:
     """One line: model, backend, device, ISA, threads, weights, context."""
     where = [str(info[key]) for key in ("device", "isa") if info.get(key)]
     parts = [
-        f"{EMBEDDED} (the embedded model)" if embedded else short(str(info.get("path", ""))),
+        f"{NAME} (the embedded model)" if embedded else short(str(info.get("path", ""))),
         f"{count(info['parameters'])} parameters" if info.get("parameters") else "",
         f"{info.get('backend')} on {' '.join(where)}" if where else str(info.get("backend")),
         _threads(info.get("threads")),

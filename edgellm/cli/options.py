@@ -82,7 +82,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar = "N" if kind is int else "P" if key in ("top_p", "min_p") else "X"
         group.add_argument(*names, metavar=metavar, type=kind, help=_HELP[key])
     group.add_argument(
-        "--stop", metavar="TEXT", action="append", help="end before this text; may be repeated"
+        "--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be repeated"
     )
 
 

@@ -34,8 +34,8 @@ class Terminal:
         return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def style(self, name: str, text: str, stream: IO[str] | None = None) -> str:
-        """`text` in one of the styles where the stream (default: stderr) gets colours."""
-        return f"\x1b[{_STYLES[name]}m{text}\x1b[0m" if self.colored(stream or sys.stderr) else text
+        """`text` in one of the styles ("": plain) where the stream (default: stderr) gets colours."""
+        return f"\x1b[{_STYLES[name]}m{text}\x1b[0m" if name and self.colored(stream or sys.stderr) else text
 
     def write(self, text: str) -> None:
         """A piece of an answer, shown at once."""
