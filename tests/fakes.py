@@ -271,3 +271,38 @@ def merged_render(messages: Sequence[Mapping[str, str]], add_generation_prompt: 
         else:
             ids += [*content.strip(), END]
     return ids
+
+
+def fake_llm(
+    *, context: int = 256, slots: int = 1, chunk: int = 16, config: FakeConfig | None = None, **runner: Any
+) -> Any:
+    """An `edgellm.LLM` over the fakes; `runner` are arguments of `FakeRunner`."""
+    from edgellm.api.llm import LLM
+    from edgellm.engine.engine import Engine
+
+    config = config or FakeConfig()
+    fake = FakeRunner(config, **runner)
+    geometry = CacheGeometry(context, config.layer_windows, 1, config.head_dim, min(chunk, context), "float32")
+    info = {
+        **fake.describe(),
+        "path": "fake",
+        "architecture": "llama",
+        "model_type": config.model_type,
+        "parameters": fake.program.parameters,
+        "quantization": None,
+        "context": context,
+        "cache_dtype": geometry.dtype,
+        "weight_bytes": fake.weight_nbytes,
+        "cache_bytes": geometry.slot_nbytes * slots,
+        "tokenizer": FakeTokenizer.kind,
+        "chat_template": "fake",
+        "notes": [],
+    }
+    return LLM(
+        Engine(fake, fake.new_cache(geometry, slots), slots),
+        FakeTokenizer(),
+        render=fake_render,
+        eos_token_ids=(EOS, END),
+        info=info,
+        identity="fake",
+    )

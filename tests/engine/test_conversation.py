@@ -126,7 +126,7 @@ def test_errors_leave_the_conversation_as_it_was():
 def test_evict_error_refuses_and_drops_nothing():
     chat = conversation_of(reply=echo, context=64, evict="error")
     chat.send("hello")
-    chat.send("hello", max_tokens=4)
+    chat.send("hello")
     with pytest.raises(ContextLengthError, match="shift"):
         chat.send("hello")
     assert chat.dropped == []

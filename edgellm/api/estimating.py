@@ -1,0 +1,86 @@
+"""`edgellm.estimate`: the memory a model takes, before it is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgellm.api import memory, planning, side_text
+
+#: Bytes of this process with the runtime and a model's tokenizer in it, by the model's path.
+_process: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory in bytes.
+
+    Attributes:
+        process_bytes: measured: this process with the runtime's modules and this model's tokenizer in it.
+        weights_bytes, cache_bytes, scratch_bytes, loading_bytes: see `MemoryPlan`.
+        peak_bytes: the process at its peak.
+        available_bytes: what this process can still allocate, None where the system does not tell.
+        fits: `load` will not refuse.
+        notes: what a person should know.
+    """
+
+    process_bytes: int
+    weights_bytes: int
+    cache_bytes: int
+    scratch_bytes: int
+    loading_bytes: int
+    peak_bytes: int
+    available_bytes: int | None
+    fits: bool
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, JSON-able."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+
+def estimate(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    context: int | None = None,
+    backend: str | None = None,
+    cache_dtype: str | None = None,
+    slots: int = 1,
+) -> Estimate:
+    """What `load` with the same arguments will take; reads headers and the tokenizer, no weights.
+
+    Raises:
+        InputError, ModelError, UsageError, BackendUnavailable: as `load`.
+    """
+    with planning.open_path(path) as opened:
+        plan = planning.make_plan(opened, backend=backend, context=context, cache_dtype=cache_dtype, slots=slots).memory
+        process = _process.get(opened.path)
+        if process is None:
+            kept = (_runtime(), side_text.load_text(opened))
+            process = _process[opened.path] = memory.resident_bytes()
+            del kept
+    available = memory.available_bytes()
+    return Estimate(
+        process_bytes=process,
+        weights_bytes=plan.weights,
+        cache_bytes=plan.cache,
+        scratch_bytes=plan.scratch,
+        loading_bytes=plan.loading,
+        peak_bytes=process + plan.peak,
+        available_bytes=available,
+        fits=fits(plan.peak, available),
+        notes=plan.notes,
+    )
+
+
+def fits(needed: int, available: int | None) -> bool:
+    """Whether `needed` bytes leave the reserve; True where nobody knows what is available."""
+    return available is None or needed <= available - memory.reserve_bytes(available)
+
+
+def _runtime() -> Any:
+    """The modules that a loaded model needs, imported so that they are measured."""
+    from edgellm.api import llm
+
+    return llm
