@@ -38,12 +38,14 @@ class SlotState:
         sinks: tokens at the start that are never evicted.
         evicted: tokens that have left, those numbered sinks .. sinks + evicted - 1.
         end: tokens seen, evicted ones included.
+        forgotten: tokens beyond `end` that were seen and rewound; what their rows overwrote stays lost.
     """
 
     slot: int
     sinks: int = 0
     evicted: int = 0
     end: int = 0
+    forgotten: int = 0
 
     @property
     def length(self) -> int:
@@ -52,7 +54,7 @@ class SlotState:
 
     def extended(self, count: int) -> SlotState:
         """After `count` more tokens."""
-        return replace(self, end=self.end + count)
+        return replace(self, end=self.end + count, forgotten=max(self.forgotten - count, 0))
 
     def evict(self, count: int) -> SlotState:
         """After the oldest `count` tokens behind the sinks have left."""
@@ -64,7 +66,13 @@ class SlotState:
         """After the newest tokens have been forgotten so that `length` are kept."""
         if not self.kept_prefix <= length <= self.length:
             raise ValueError(f"cannot keep {length} of {self.length} tokens")
-        return replace(self, end=length + self.evicted)
+        end = length + self.evicted
+        return replace(self, end=end, forgotten=self.newest - end)
+
+    @property
+    def newest(self) -> int:
+        """One more than the highest number that ever took a row."""
+        return self.end + self.forgotten
 
     @property
     def kept_prefix(self) -> int:
@@ -132,8 +140,17 @@ class CacheGeometry:
         """Whether every layer still holds what a sequence cut back to `length` tokens would see."""
         if not state.kept_prefix <= length <= state.length:
             return False
-        rings = [self.rows(layer) for layer in range(len(self.windows)) if self.ring_window(layer) is not None]
-        return all(state.end <= rows for rows in rings) or state.length - length <= self.chunk
+        # a ring of window - 1 + chunk rows still has the window of every end from newest - chunk on
+        return self.rings_whole(state) or state.newest - (length + state.evicted) <= self.chunk
+
+    def rings_whole(self, state: SlotState) -> bool:
+        """Whether no sliding layer has overwritten anything yet."""
+        layers = range(len(self.windows))
+        return all(self.ring_window(layer) is None or state.newest <= self.rows(layer) for layer in layers)
+
+    def oldest_held(self, layer: int, state: SlotState) -> int:
+        """The least token number whose row in `layer` has not been overwritten."""
+        return 0 if self.ring_window(layer) is None else max(state.newest - self.rows(layer), 0)
 
     @property
     def slot_nbytes(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -94,9 +96,11 @@ def test_an_exported_slot_goes_on_where_it_was(name: str, dtype: str) -> None:
     _, state = prefill(runner, first, SlotState(1, sinks=2), ids[:30])
     state = state.evict(9)
     _, state = prefill(runner, first, state, ids[30:36])
-    moved = SlotState(2, state.sinks, state.evicted, state.end)
+    _, state = prefill(runner, first, state, ids[36:39])
+    state = state.rewound(state.length - 3)  # what those three overwrote in a sliding layer is not exported
+    moved = replace(state, slot=2)
     second.import_slot(moved, first.export_slot(state))
-    copied = SlotState(0, state.sinks, state.evicted, state.end)
+    copied = replace(state, slot=0)
     first.copy_slot(state, 0)
     expected, _ = prefill(runner, first, state, ids[36:40])
     for cache, other in ((second, moved), (first, copied)):

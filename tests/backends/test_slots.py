@@ -48,6 +48,22 @@ def test_rows_hold_what_the_state_says(operations, sinks: int, context: int, win
             assert all(0 <= row < geometry.rows(layer) for row in rows)
 
 
+def test_rewinding_twice_does_not_bring_back_what_a_ring_overwrote() -> None:
+    geometry = CacheGeometry(512, (32,), 1, 2, 16)  # 47 rows
+    state = SlotState(0).extended(100)
+    assert geometry.can_rewind(state, 84)
+    assert not geometry.can_rewind(state, 83)
+    state = state.rewound(84)
+    assert not geometry.can_rewind(state, 83)
+    assert geometry.oldest_held(0, state) == 53
+    again = state.extended(10)
+    assert geometry.can_rewind(again, 84)
+    assert not geometry.can_rewind(again, 83)
+    assert geometry.can_rewind(again.extended(40), 118)
+    assert geometry.rings_whole(SlotState(0).extended(47))
+    assert not geometry.rings_whole(SlotState(0).extended(48).rewound(40))
+
+
 def test_geometry_of_sliding_layers() -> None:
     geometry = CacheGeometry(512, (None, 32, 600), 2, 8, 16, "float16")
     assert [geometry.rows(layer) for layer in range(3)] == [512, 47, 512]

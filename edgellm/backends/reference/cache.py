@@ -89,8 +89,7 @@ class ReferenceCache:
 
     def _held(self, layer: int, state: SlotState) -> np.ndarray:
         """Numbers of the kept tokens whose rows in `layer` have not been overwritten."""
-        sliding = self.geometry.ring_window(layer) is not None
-        return state.numbers(oldest=max(state.end - self.geometry.rows(layer), 0) if sliding else 0)
+        return state.numbers(oldest=self.geometry.oldest_held(layer, state))
 
 
 def quantize_heads(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
