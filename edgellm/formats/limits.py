@@ -24,5 +24,6 @@ MAX_GROUP_SIZE = 1 << 20
 MAX_OVERRIDES = 200_000  # per-module settings by name: one for each expert of a large mixture
 MAX_PATTERNS = 1024  # per-module settings by regular expression
 MAX_PATTERN_CHARS = 512
-MAX_PATTERN_REPEATS = 4  # `*`, `+`, `{}` in one expression: matching time grows with length ** repeats
+MAX_PATTERN_REPEATS = 5  # `*`, `+`, `{}` in one expression: matching time grows with length ** repeats
+MAX_MATCHED_CHARS = 128  # of a module's name
 MAX_MATCH_SECONDS = 1.0  # all expressions against all modules

@@ -14,6 +14,7 @@ from typing import Any
 from edgellm.errors import ModelError
 from edgellm.formats.limits import (
     MAX_MATCH_SECONDS,
+    MAX_MATCHED_CHARS,
     MAX_OVERRIDES,
     MAX_PATTERN_CHARS,
     MAX_PATTERN_REPEATS,
@@ -66,6 +67,8 @@ class ModuleTable:
         """The value for a module's full name, None where nothing matches. Raises `ModelError` out of time."""
         if module in self._names:
             return self._names[module]
+        if self._patterns and len(module) > MAX_MATCHED_CHARS:
+            raise ModelError("a module's name is too long to match", file=self._file, key=self._key, found=module)
         start = time.monotonic()
         for pattern, value in self._patterns:
             found = pattern.match(module) is not None

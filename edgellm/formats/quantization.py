@@ -147,25 +147,32 @@ def read_quantization(side_files: SideFiles, config: dict[str, Any]) -> Quantiza
             statements.append((side_files.locate(name), "", table))
     if not statements:
         return None
-    configs = [Reading(*statement).read() for statement in statements]
-    return _agreed(configs)
+    stated = _merged([Reading(*statement).read() for statement in statements])
+    if stated.quant_method == "gptq" and stated.sym is None:
+        raise ModelError("is missing", file=stated.file, key="sym", allowed="true or false")
+    return stated
 
 
-def _agreed(configs: list[QuantizationConfig]) -> QuantizationConfig:
+def _merged(configs: list[QuantizationConfig]) -> QuantizationConfig:
+    """The first, completed by what only another says. Raises `ModelError` where two disagree."""
     first = configs[0]
     for other in configs[1:]:
-        for key in ("quant_method", "bits", "group_size"):
+        facts = ["quant_method", "bits", "group_size"]
+        if first.sym is not None and other.sym is not None:
+            facts.append("sym")
+        if first.format_given and other.format_given:
+            facts.append("checkpoint_format")
+        for key in facts:
             one, two = getattr(first, key), getattr(other, key)
             if one != two:
                 raise ModelError(f"disagrees with {first.file}", file=other.file, key=key, found=two, allowed=str(one))
-        if first.checkpoint_format != other.checkpoint_format:
-            if first.format_given and other.format_given:
-                found, allowed = other.checkpoint_format, first.checkpoint_format
-                what = f"disagrees with {first.file}"
-                raise ModelError(what, file=other.file, key="checkpoint_format", found=found, allowed=allowed)
-            first = other if other.format_given else first
-        elif other.format_given and not first.format_given:
-            first = replace(first, format_given=True)
+        default = replace(
+            first.default,
+            sym=other.sym if first.sym is None else first.sym,
+            checkpoint_format=(first if first.format_given else other).checkpoint_format,
+            word_carry=first.default.word_carry or other.default.word_carry,
+        )
+        first = replace(first, default=default, format_given=first.format_given or other.format_given)
     return first
 
 

@@ -20,14 +20,11 @@ def read_gptq(reading: Reading) -> QuantizationConfig:
     pack_dtype = reading.text("pack_dtype")
     if pack_dtype not in (None, "int32"):
         raise reading.refuse("pack_dtype", "not supported", pack_dtype, "int32")
-    sym = reading.boolean("sym", None)
-    if sym is None:
-        raise reading.refuse("sym", "is missing", None, "true or false")
     scheme = LinearScheme(
         layout="gptq",
         bits=reading.integer("bits", "w_bit"),
         group_size=reading.integer("group_size", "q_group_size"),
-        sym=sym,
+        sym=reading.boolean("sym", None),
         checkpoint_format=given or "gptq",
         word_carry=_written_by_gptqmodel(table),
     )

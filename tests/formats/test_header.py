@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -97,10 +96,10 @@ CASES = {
 def test_a_hostile_header_ends_in_a_named_error(case, tmp_path):
     content, message = CASES[case]
     path = write(tmp_path / "model.safetensors", content)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ModelError) as caught:
         open_checkpoint(path)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     line = str(caught.value)
     assert message in line
     assert str(path) in line
@@ -121,15 +120,27 @@ BOMBS = {
 @pytest.mark.parametrize("case", BOMBS)
 def test_a_header_bomb_costs_little(case, tmp_path):
     path = write(tmp_path / "model.safetensors", raw(BOMBS[case]))
-    tracemalloc.start()
-    start = time.monotonic()
-    try:
-        with pytest.raises(ModelError):
-            open_checkpoint(path)
-        assert time.monotonic() - start < 5  # tracing slows allocation down several times
-        assert tracemalloc.get_traced_memory()[1] < 200e6
-    finally:
-        tracemalloc.stop()
+    script = """
+import sys, time
+import numpy, safetensors
+from edgellm.errors import ModelError
+from edgellm.formats import open_checkpoint
+try:
+    import resource
+    size = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+    resource.setrlimit(resource.RLIMIT_AS, (size + 200_000_000, resource.RLIM_INFINITY))
+except (ImportError, OSError):
+    pass  # neither limits nor /proc here: only the time is judged
+start = time.process_time()
+try:
+    open_checkpoint(sys.argv[1])
+except ModelError:
+    sys.exit(0 if time.process_time() - start < 2 else 3)
+sys.exit(4)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=root, timeout=60, check=False)
+    assert done.returncode == 0
 
 
 def test_zero_sized_tensors_may_share_an_offset(tmp_path):
@@ -149,10 +160,10 @@ def test_unknown_fields_are_ignored_with_a_note(tmp_path):
 def test_many_tensors_open_quickly(tmp_path):
     table = {f"model.layers.{i}.weight": entry("U8", [1], i, i + 1) for i in range(100_000)}
     path = write(tmp_path / "x.safetensors", with_header(table, bytes(100_000)))
-    start = time.monotonic()
+    start = time.process_time()
     with open_checkpoint(path) as checkpoint:
         assert len(checkpoint.tensors) == 100_000
-    assert time.monotonic() - start < 5  # 1.4 s alone on one core
+    assert time.process_time() - start < 5  # 1.4 s alone on one core
 
 
 def test_every_dtype_is_read_bit_by_bit_also_unaligned(tmp_path):
