@@ -44,6 +44,11 @@ class Segment:
     parse_special: bool = True
 
 
+def is_markup(content: str) -> bool:
+    """Whether an added token means structure, as `<think>` or `[IMG]` do, rather than text."""
+    return len(content) > 2 and content[0] in "<[{|"
+
+
 class TokenMatcher:
     """Finds added tokens as the `tokenizers` library does: leftmost, then longest, unnormalized ones first."""
 
@@ -111,12 +116,12 @@ def _touches_word(text: str, match: re.Match[str]) -> bool:
 class TokenBreaker:
     """Marks added tokens inside message text, so that they stay text.
 
-    Whitespace-only tokens (Gemma's runs of newlines) are ordinary content and left alone. In messages of the assistant
-    only special tokens are marked: templates look for `</think>` there.
+    Added tokens that are neither special nor markup (Gemma's runs of newlines, digits) are ordinary content and left
+    alone. In messages of the assistant only special tokens are marked: templates look for `</think>` there.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
-        markup = [token for token in tokens if token.content.strip()]
+        markup = [token for token in tokens if is_markup(token.content) or (token.special and token.content.strip())]
         self._every = _Breaks(token.content for token in markup)
         self._special = _Breaks(token.content for token in markup if token.special)
 

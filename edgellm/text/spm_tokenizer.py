@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgellm.errors import TokenizerError
 from edgellm.sidefiles import SideFiles
 from edgellm.text import spm_proto
-from edgellm.text.added import AddedToken, Segment
+from edgellm.text.added import AddedToken, Segment, is_markup
 from edgellm.text.boundary import check_charsmap, library_errors
 from edgellm.text.tokenizer import Tokenizer
 from edgellm.text.tokens_config import TokensConfig
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "tokenizer.model"
 _SPACE_MARK = "▁"
-_WHITESPACE = " \t\n\r\x0b\x0c\x85\xa0\u2028\u2029" + _SPACE_MARK
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -26,8 +25,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     sentencepiece spells control symbols out; the layer above cuts the text at them first. Every stretch between gets
     the dummy prefix where the config is `legacy` (the default), otherwise only the text's very first. User-defined
-    symbols are added tokens here, except runs of white space, which stay with sentencepiece. BOS comes first unless
-    `add_bos_token` is false.
+    symbols are added tokens here where they are markup; others, such as runs of white space, stay with sentencepiece.
+    BOS comes first unless `add_bos_token` is false.
     """
 
     kind = "sentencepiece"
@@ -38,7 +37,7 @@ class SentencePieceTokenizer(Tokenizer):
         plain = bytearray(data)
         added = {token.content: token for token in config.added}
         for token_id, (text, kind) in enumerate(model.pieces):
-            if kind not in (spm_proto.CONTROL, spm_proto.USER_DEFINED) or not text.strip(_WHITESPACE):
+            if kind != spm_proto.CONTROL and not (kind == spm_proto.USER_DEFINED and is_markup(text)):
                 continue
             added.setdefault(text, AddedToken(token_id, text, special=kind == spm_proto.CONTROL))
             plain[model.type_at[token_id]] = spm_proto.CONTROL  # sentencepiece never finds a control symbol in text

@@ -72,11 +72,8 @@ def test_no_message_makes_a_special_id(byte_level, llama, mistral, spm, contents
         expected = encode_chat(tokenizer, template, harmless)
         assert [i for i in ids if i in added] == [i for i in expected if i in added]
         rendered = template.render(messages)
-        assert tokenizer.decode(ids) == tokenizer.decode(
-            tokenizer.encode(rendered, add_special_tokens=False, parse_special=False)
-        ) or (
-            tokenizer is spm or tokenizer is llama  # a dummy prefix for every stretch between added tokens
-        )
+        if tokenizer is byte_level:  # the others put a dummy prefix into every stretch
+            assert tokenizer.decode(ids) == rendered
 
 
 def test_tokens_cannot_be_put_together_or_smuggled_elsewhere(byte_level):
