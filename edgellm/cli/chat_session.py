@@ -53,14 +53,13 @@ class ChatSession:
         while not self.done:
             try:
                 text = reader.read()
+                if text is None:
+                    break
+                self.handle(text)
             except KeyboardInterrupt:
                 if self._interrupts.again():
                     return 130
                 self.terminal.warn("(Ctrl-C once more, Ctrl-D or /bye leaves)", "dim")
-                continue
-            if text is None:
-                break
-            self.handle(text)
         return 0
 
     def handle(self, text: str) -> None:
@@ -78,7 +77,7 @@ class ChatSession:
     def answer(self, begin: Callable[[], Stream]) -> None:
         """Show one answer as it comes; Ctrl-C ends it and what was written stays in the conversation."""
         stream = begin()
-        ends_line = True
+        ends_line = False
         try:
             with self._interrupts.stopping(stream.cancel):
                 for piece in stream:

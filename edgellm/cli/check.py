@@ -14,6 +14,7 @@ from edgellm.cli import options
 from edgellm.cli.figures import count, size
 from edgellm.cli.find_model import find_model
 from edgellm.cli.loading import LoadingBar
+from edgellm.cli.opening import open_named
 from edgellm.cli.parser import Parser
 from edgellm.cli.terminal import Terminal
 from edgellm.errors import ModelError, NumericalError, printable
@@ -66,8 +67,6 @@ def run(args: Namespace) -> int:
 
 
 def _findings(path: str | None, args: Namespace, terminal: Terminal) -> Iterator[Finding]:
-    from edgellm.cli.opening import open_named
-
     with contextlib.ExitStack() as stack:
         opened: list[OpenedModel] = []
 

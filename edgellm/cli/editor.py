@@ -6,6 +6,7 @@ import base64
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,13 +38,22 @@ def edit_text(text: str) -> str:
     try:
         with open(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.write(text)
-        code = subprocess.call([*words, path])
+        code = _call([*words, path])
         if code:
             raise UsageError(f"the editor ended with exit code {code}; nothing was changed", found=command)
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().removesuffix("\n")
     finally:
         os.unlink(path)
+
+
+def _call(command: list[str]) -> int:
+    """Run a program that has the terminal, and with it Ctrl-C, for itself."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        return subprocess.call(command)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def copy_text(text: str) -> str:
@@ -56,12 +66,12 @@ def copy_text(text: str) -> str:
     if command is not None:
         done = subprocess.run(command, input=text.encode("utf-8", "replace"), timeout=5, check=False)
         if done.returncode == 0:
-            return command[0]
+            return f"with {command[0]}"
     encoded = base64.b64encode(text.encode("utf-8", "replace"))
     if is_terminal(sys.stdout) and len(encoded) <= _MAX_OSC52_BYTES:
         sys.stdout.write(f"\x1b]52;c;{encoded.decode()}\x07")
         sys.stdout.flush()
-        return "the terminal (OSC 52)"
+        return "through the terminal, if it allows that"
     raise BackendUnavailable("no clipboard", hint="Install wl-copy or xclip, or use /save FILE.")
 
 

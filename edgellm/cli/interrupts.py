@@ -25,7 +25,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def stopping(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """While this is open, Ctrl-C calls `cancel`, and a second one raises `KeyboardInterrupt`."""
+        """While this is open, Ctrl-C calls `cancel` and a second one raises `KeyboardInterrupt`.
+
+        `cancel` runs in the signal handler of the main thread, so it may take no lock.
+        """
         before = signal.getsignal(signal.SIGINT)
         if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
             yield
@@ -34,8 +37,7 @@ class Interrupts:
         def on_signal(number: int, frame: object) -> None:
             if self.again():
                 raise KeyboardInterrupt
-            # In a thread: the main thread may hold the very lock that `cancel` takes.
-            threading.Thread(target=cancel, daemon=True).start()
+            cancel()
 
         signal.signal(signal.SIGINT, on_signal)
         try:

@@ -92,11 +92,10 @@ def start_line(info: dict[str, Any], *, embedded: bool = False) -> str:
 def _threads(threads: int | str | None) -> str:
     if isinstance(threads, int):
         return f"{threads} thread{'s' * (threads != 1)}"
-    return f"threads {threads}" if threads else ""
+    return f"threads: {threads}" if threads else ""
 
 
 def _weights(info: dict[str, Any]) -> str:
-    kind = info.get("quantization")
-    if isinstance(kind, dict):
-        kind = " ".join(str(kind[key]) for key in ("method", "quant_method", "bits") if kind.get(key) is not None)
-    return f"weights {kind or ''} {size(info['weight_bytes'])}".replace("  ", " ") if info.get("weight_bytes") else ""
+    stored, held = info.get("quantization"), info.get("weights")
+    published = f"{stored['bits']}-bit {stored['quant_method']} as " if stored else ""
+    return f"weights {published}{held}, {size(info['weight_bytes'])}"

@@ -56,7 +56,7 @@ class EditingReader:
             key_bindings=_key_bindings(),
             enable_open_in_editor=True,
             tempfile_suffix=".txt",
-            mouse_support=False,
+            enable_suspend=True,
         )
         self._style = "bold ansicyan" if color else ""
 

@@ -120,7 +120,7 @@ def _ask(llm: LLM, prompt: str, args: Namespace) -> Stream:
 
 def _print_pieces(stream: Stream, args: Namespace, terminal: Terminal) -> None:
     shown = keep_all if args.raw else strip_controls
-    ends_line = True
+    ends_line = args.json or args.jsonl
     for piece in stream:
         if args.jsonl:
             line = {"type": "piece", "text": piece.text, "token": piece.token, "logprob": _logprob(piece.logprob)}

@@ -12,10 +12,11 @@ from edgellm.cli import options
 from edgellm.cli.figures import count, size
 from edgellm.cli.find_model import find_model
 from edgellm.cli.loading import LoadingBar
+from edgellm.cli.opening import open_named
 from edgellm.cli.parser import Parser
 from edgellm.cli.places import short
 from edgellm.cli.terminal import Terminal
-from edgellm.errors import InputError, printable
+from edgellm.errors import InputError, ModelError, printable
 
 if TYPE_CHECKING:
     from edgellm.model import OpenedModel
@@ -40,16 +41,26 @@ def run(args: Namespace) -> int:
     terminal = Terminal.of(args)
     path = find_model(args.model)
     facts = edgellm.inspect(path)
-    if args.tensors or args.program or args.unfused or args.hash:
-        from edgellm.cli.opening import open_named
-
-        with open_named(path) as opened:
-            facts |= _more(opened, args, terminal)
+    with open_named(path) as opened:
+        facts["stop_tokens"] = _stop_tokens(opened)
+        facts |= _more(opened, args, terminal)
     if args.json:
         terminal.json(facts)
     else:
         _print(facts, terminal)
     return 0
+
+
+def _stop_tokens(opened: OpenedModel) -> dict[str, str] | None:
+    """The text of each token that ends an answer, by id; None where the tokenizer cannot be used."""
+    from edgellm.text import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(opened.side_files, vocab_size=opened.config.vocab_size)
+    except ModelError:
+        return None
+    ids = {*opened.generation.eos_token_ids, tokenizer.eos_token_id} - {None}
+    return {str(token): tokenizer.decode([token]) for token in sorted(ids)}
 
 
 def _more(opened: OpenedModel, args: Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -105,8 +116,11 @@ def print_facts(facts: dict[str, Any], terminal: Terminal, indent: str = "") -> 
     shown = {key: value for key, value in facts.items() if value not in (None, "", [], (), {})}
     width = max((len(key) for key in shown if not isinstance(shown[key], dict)), default=0)
     for key, value in shown.items():
-        name = terminal.style("bold", key.replace("_", " ").ljust(width), sys.stdout)
-        if isinstance(value, dict):
+        name = terminal.style("bold", key.ljust(width), sys.stdout)
+        if key == "notes":
+            for note in value:
+                terminal.line(f"{indent}{name}  {_value(key, note)}")
+        elif isinstance(value, dict):
             terminal.line(f"{indent}{name.rstrip()}")
             print_facts(value, terminal, indent + "  ")
         else:

@@ -37,9 +37,9 @@ def dispatch(session: ChatSession, text: str) -> None:
     name, _, rest = text[1:].strip().partition(" ")
     command = COMMANDS.get(_ALIASES.get(name, name))
     if command is None:
-        meant = did_you_mean("/" + name, ["/" + known for known in COMMANDS])
+        meant = did_you_mean("/" + name, ["/" + known for known in COMMANDS]).removeprefix(". ")
         hint = "/help lists the commands; a space in front sends a message that begins with a slash."
-        raise UsageError(f"no such command: /{printable(name, 40)}{meant.removesuffix('?')}", hint=hint)
+        raise UsageError(f"no such command: /{printable(name, 40)}", hint=f"{meant} {hint}".lstrip())
     command.run(session, rest.strip())
 
 
@@ -161,7 +161,7 @@ def _copy(session: ChatSession, rest: str) -> None:
     answers = [message["content"] for message in session.conversation.messages if message["role"] == "assistant"]
     if not answers:
         raise UsageError("nothing to copy yet")
-    session.terminal.say(f"(copied with {copy_text(answers[-1])})")
+    session.terminal.say(f"(copied {copy_text(answers[-1])})")
 
 
 def _bye(session: ChatSession, rest: str) -> None:

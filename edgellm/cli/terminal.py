@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from argparse import Namespace
 from typing import IO, Any
 
 _STYLES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_NARROWEST = 20
 
 
 class Terminal:
@@ -59,7 +62,7 @@ class Terminal:
     def warn(self, text: str, style: str = "yellow") -> None:
         """A line beside the answer that has to be seen."""
         sys.stdout.flush()
-        sys.stderr.write(self.style(style, text) + "\n")
+        sys.stderr.write(self.style(style, _wrapped(text)) + "\n")
         sys.stderr.flush()
 
     def json(self, value: Any) -> None:
@@ -67,6 +70,16 @@ class Terminal:
         import json
 
         self.line(json.dumps(value, indent=2, allow_nan=False, default=str))
+
+
+def _wrapped(text: str) -> str:
+    """`text` broken between words where stderr is a terminal, as it is elsewhere."""
+    if not is_terminal(sys.stderr):
+        return text
+    width = shutil.get_terminal_size().columns
+    if len(text) < width or width < _NARROWEST:
+        return text
+    return textwrap.fill(text, width - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import options
 from edgellm.cli.find_model import find_model
+from edgellm.cli.opening import open_named
 from edgellm.cli.parser import Parser
 from edgellm.cli.terminal import Terminal
 from edgellm.errors import UsageError
@@ -55,8 +56,6 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Print a line a comparison; the first buffer beyond the bound where there is one."""
-    from edgellm.cli.opening import open_named
-
     terminal = Terminal.of(args)
     with open_named(find_model(args.model)) as opened:
         if args.tokens >= opened.config.max_position_embeddings:
@@ -86,7 +85,9 @@ def _compare(opened: OpenedModel, args: Namespace, terminal: Terminal) -> list[V
     bound = args.bound or tracing.bound_for(backend.name)
     expected = tracing.run_traced(reference, plain, opened, tokens, threads=args.threads)
     found = tracing.run_traced(backend, fuse(plain), opened, tokens, threads=args.threads)
-    verdicts = [Verdict.of(f"{backend.name} against plain reference", tracing.compare(expected, found, bound), bound)]
+    verdicts = [
+        Verdict.of(f"{backend.name}, fused, against plain reference", tracing.compare(expected, found, bound), bound)
+    ]
     runner = backend.load(fuse(plain), opened.weights, threads=args.threads)
     try:
         whole = tracing.logits_in_chunks(runner, tokens, len(tokens))
@@ -105,6 +106,8 @@ def _print(verdicts: list[Verdict], terminal: Terminal) -> None:
     for verdict in verdicts:
         style, answer = ("green", "equal") if verdict.ok else ("red", "differs")
         error = f"largest error {verdict.error:.1e} ({verdict.where}), bound {verdict.bound:.0e}"
+        if verdict.error == 0:
+            error = "every value the same"
         terminal.line(f"{terminal.style(style, f'{answer:<7}', sys.stdout)} {verdict.name}: {error}")
         if verdict.first_beyond:
             terminal.line(f"        first beyond the bound: {verdict.first_beyond}")

@@ -25,7 +25,7 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 320,
-    "max_position_embeddings": 2048,
+    "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "hidden_act": "silu",
