@@ -9,7 +9,7 @@ pack-quantized:
     weight_g_idx      int32 [in], optional                  as GPTQ's g_idx; -1 in it means ignore
 
 Codes and zero points are signed numbers stored with 2**(bits - 1) added, which is how `QuantizedTensor` holds them.
-Before version 0.19 rows of 3-bit codes were not dense: ten codes and two spare bits a word; the width tells.
+Before version 0.19 3-bit streams were not dense: ten codes and two spare bits a word; the width tells.
 
 int-quantized and naive-quantized: `weight` int8 [out, in], `weight_scale`, and `weight_zero_point` int8 of its shape.
 """
@@ -66,7 +66,7 @@ def unpack(tensors: Mapping[str, np.ndarray], *, bits: int, group_size: int, in_
     packed = tensors["weight_packed"]
     outputs, width = packed.shape
     group_size = in_features if group_size == -1 else group_size
-    padded = bits == 3 and width == padded_words(in_features, bits) != words_for(in_features, bits)
+    padded = width in widths(in_features, bits)[1:]
     codes = _unpack_padded(packed, bits, in_features) if padded else unpack_bits(packed, bits, in_features)
     permutation = act_order(filled_in(tensors.get("weight_g_idx")), in_features, group_size)
     if permutation is not None:
@@ -76,7 +76,9 @@ def unpack(tensors: Mapping[str, np.ndarray], *, bits: int, group_size: int, in_
     if stored is None:
         zeros = np.full(scales.shape, 1 << (bits - 1), np.int16)
     else:
-        columns = unpack_bits(np.ascontiguousarray(stored.T), bits, outputs)
+        columns = np.ascontiguousarray(stored.T)
+        padded = padded or len(stored) in widths(outputs, bits)[1:]
+        columns = _unpack_padded(columns, bits, outputs) if padded else unpack_bits(columns, bits, outputs)
         zeros = np.ascontiguousarray(columns.T).astype(np.int16)
     return QuantizedTensor(codes, scales, zeros, bits, group_size, permutation)
 
@@ -99,9 +101,10 @@ def filled_in(g_idx: np.ndarray | None) -> np.ndarray | None:
     return None if g_idx is None or (g_idx == -1).any() else g_idx
 
 
-def padded_words(in_features: int, bits: int) -> int:
-    """Words a row fills where fields never cross words."""
-    return -(-in_features // (WORD_BITS // bits))
+def widths(count: int, bits: int) -> list[int]:
+    """Words that `count` codes may fill: dense, and padded where that is another number."""
+    dense, padded = words_for(count, bits), -(-count // (WORD_BITS // bits))
+    return [dense] if bits != 3 or padded == dense else [dense, padded]
 
 
 def _unpack_padded(words: np.ndarray, bits: int, count: int) -> np.ndarray:

@@ -106,11 +106,11 @@ class _Linear:
             "nbytes": nbytes,
             "group_size": scheme.group_size,
             "sym": sym,
-            "act_order": self._acts_in_order(scheme),
+            "act_order": self._has_act_order(scheme),
             "checkpoint_format": scheme.checkpoint_format,
         }
 
-    def _acts_in_order(self, scheme: LinearScheme) -> bool:
+    def _has_act_order(self, scheme: LinearScheme) -> bool:
         part = {"gptq": "g_idx", "compressed-tensors": "weight_g_idx"}.get(scheme.layout, "")
         if not self._has(part):
             return False
@@ -190,10 +190,8 @@ class _Linear:
 
     def _read_packed(self, scheme: LinearScheme, out: int, inputs: int, allow_nonfinite: bool) -> QuantizedTensor:
         bits = scheme.bits
-        widths = [(out, words_for(inputs, bits))]
-        if bits == 3:
-            widths.append((out, compressed_tensors.padded_words(inputs, bits)))
-        self._expect("weight_packed", ("I32", "U32"), widths, f"[out, ceil(in * {bits} / 32)]")
+        shapes = [(out, width) for width in compressed_tensors.widths(inputs, bits)]
+        self._expect("weight_packed", ("I32", "U32"), shapes, f"[out, ceil(in * {bits} / 32)]")
         if self._has("weight_shape"):
             self._expect("weight_shape", ("I64", "I32"), [(2,)], "[2]")
             shape = self._read("weight_shape").tolist()
@@ -202,7 +200,7 @@ class _Linear:
         tensors = {"weight_packed": self._words("weight_packed"), **self._scale(scheme, out, inputs, allow_nonfinite)}
         groups = self._groups(scheme, inputs)
         if self._has("weight_zero_point"):
-            shapes = [(words_for(out, bits), groups)]
+            shapes = [(height, groups) for height in compressed_tensors.widths(out, bits)]
             self._expect("weight_zero_point", ("I32", "U32"), shapes, f"[ceil(out * {bits} / 32), groups]")
             tensors["weight_zero_point"] = self._words("weight_zero_point")
         elif scheme.sym is False:

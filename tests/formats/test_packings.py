@@ -201,13 +201,29 @@ def test_compressed_tensors_three_bits_padded_and_dense():
     padded = [
         [sum(int(c) << (3 * k) for k, c in enumerate(row[i : i + 10])) for i in range(0, 256, 10)] for row in codes
     ]
-    q = QuantizedTensor(codes, np.ones((2, 2), np.float16), np.full((2, 2), 4, np.int16), 3, 128)
+    q = QuantizedTensor(codes, np.ones((2, 2), np.float16), np.array([[1, 2], [3, 4]], np.int16), 3, 128)
     dense = compressed_tensors.pack(q)
     assert dense["weight_packed"].shape == (2, 24)
     old = {**dense, "weight_packed": np.array(padded, np.uint32).view(np.int32)}
     assert old["weight_packed"].shape == (2, 26)
     for tensors in (dense, old):
         assert_same(q, compressed_tensors.unpack(tensors, bits=3, group_size=128, in_features=256))
+
+
+def test_compressed_tensors_three_bit_zero_points_padded():
+    """32 zero points of a column in four words of ten, as 0.12 wrote them, instead of three dense ones."""
+    codes = np.zeros((32, 32), np.uint8)
+    zeros = (np.arange(32, dtype=np.int16) % 8).reshape(32, 1)
+    q = QuantizedTensor(codes, np.ones((32, 1), np.float16), zeros, 3, 32)
+    dense = compressed_tensors.pack(q)
+    assert dense["weight_zero_point"].shape == (3, 1)
+    column = [sum(int(z) << (3 * k) for k, z in enumerate(zeros[i : i + 10, 0])) for i in range(0, 32, 10)]
+    old = {
+        **dense,
+        "weight_packed": np.zeros((32, 4), np.int32),
+        "weight_zero_point": np.array(column, np.uint32).view(np.int32).reshape(4, 1),
+    }
+    assert_same(q, compressed_tensors.unpack(old, bits=3, group_size=32, in_features=32))
 
 
 def test_compressed_tensors_int8():
