@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jinja2 import Environment, pass_environment
+from jinja2.filters import make_attrgetter
+
 from edgellm.text.added import BREAK
 from edgellm.text.budget import BudgetExceeded, budget
 
@@ -111,11 +114,10 @@ def to_json(
     return _ESCAPED_BREAK.sub(rf"\g<1>{BREAK}", text) if ensure_ascii else text
 
 
-def _join(value: Any, d: str = "", attribute: Any = None) -> str:
-    items = [*budget().limited(value)]
-    if attribute is not None:
-        items = [item[attribute] for item in items]
-    parts = [text_of(item) for item in items]
+@pass_environment
+def _join(environment: Environment, value: Any, d: str = "", attribute: Any = None) -> str:
+    read = make_attrgetter(environment, attribute) if attribute is not None else lambda item: item
+    parts = [text_of(read(item)) for item in budget().limited(value)]
     separator = str(d)
     budget().build(len(separator) * len(parts))
     return separator.join(parts)

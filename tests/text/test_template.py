@@ -81,6 +81,7 @@ FEATURES = [
     "{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}{{ messages[0]|dictsort }}",
     "{{ messages|map(attribute='role')|join(', ') }}{{ messages|selectattr('role', 'equalto', 'user')|list|length }}",
     "{{ messages|map(attribute='role')|map('upper')|unique|sort|join }}{{ messages|rejectattr('tool_calls')|list|length }}",
+    "{{ [{'a': {'b': 1}}, {'a': {'b': 'c'}}]|join('-', attribute='a.b') }}{{ messages|join(',', 'role') }}",
     "{{ (1, 2) }}{{ ('a', 'b')[1] }}{{ 'x'.startswith(('x', 'y')) }}{{ {'a': (1, 2)} }}{{ [1, 2] + [3] }}{{ (1,) + (2,) }}",
     "{{ 'role' in messages[0] }}{{ 'q' not in 'abc' }}{{ 1 < 2 <= 2 }}{{ messages[0] == messages[-1] }}{{ 7 // 2 - 1 }}",
     "{{ messages is iterable }}{{ messages[0].content is string }}{{ nope is defined }}{{ messages[0] is mapping }}{{ none is none }}",
