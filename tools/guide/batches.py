@@ -1,0 +1,133 @@
+"""Training batches: whole conversations packed into rows, each seeing only itself, positions counted from its start."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tools.guide.conversations import Conversation, Generator, Turn
+from tools.guide.intents import all_intents
+from tools.guide.sums import Sum
+from tools.guide.vocabulary import Vocabulary
+
+SHORT_ROW, LONG_ROW = 256, 1024
+_LONG_SHARE = 0.1  # of the batches: keeps long chats sane up to max_position_embeddings
+# An answer is settled by its first words; most single questions are cut there, so that a batch holds more of them.
+_CUT_SHARE, _CUT_LENGTH = 0.7, 14
+_OPENING_LENGTH, _OPENING_WEIGHT = 4, 4.0
+_STORY_WEIGHT = 0.4  # a story is drawn by chance: its loss is mostly noise that would drown the rest
+
+Encoded = tuple[list[int], list[float]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids, positions [B, T] int64; mask [B, 1, T, T] bool; targets [B, T] int64, -1 where nothing is to be learned.
+
+    weights [B, T] float32: how much the loss counts each target.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def encode_weighted(conversation: Conversation, vocabulary: Vocabulary) -> Encoded:
+    """The ids, and the weight of each in the loss: 0 for what the model does not write."""
+    ids, written = vocabulary.encode(conversation.messages())
+    weights = [float(by_model) for by_model in written]
+    starts = [i for i in range(1, len(ids)) if written[i] and not written[i - 1]]
+    for start, turn in zip(starts, conversation.turns, strict=True):
+        end = written.index(False, start) if False in written[start:] else len(ids)
+        weights[start : start + _OPENING_LENGTH] = [_OPENING_WEIGHT] * len(weights[start : start + _OPENING_LENGTH])
+        if turn.topic == "story":
+            weights[start:end] = [_STORY_WEIGHT] * (end - start)
+    return ids, weights
+
+
+def encode_within(conversation: Conversation, vocabulary: Vocabulary, limit: int) -> Encoded:
+    """The longest start of whole turns with at most `limit` ids; the first turn always stays, cut if it must be."""
+    turns = conversation.turns
+    while True:
+        ids, weights = encode_weighted(Conversation(conversation.system, turns), vocabulary)
+        if len(ids) <= limit or len(turns) == 1:
+            return ids[:limit], weights[:limit]
+        turns = turns[: max(1, min(len(turns) - 1, int(len(turns) * limit / len(ids)) + 1))]
+
+
+def cut_answer(encoded: Encoded) -> Encoded:
+    """Only the first words of the one answer."""
+    ids, weights = encoded
+    end = next(i for i, weight in enumerate(weights) if weight) + _CUT_LENGTH
+    return ids[:end], weights[:end]
+
+
+def pack(rows: list[list[Encoded]], length: int) -> Batch:
+    """Rows of encoded conversations as one batch; a row's conversations together have at most `length` ids."""
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    positions, owner = torch.zeros_like(ids), torch.full_like(ids, -1)
+    weight = torch.zeros(len(rows), length)
+    for r, row in enumerate(rows):
+        at = 0
+        for number, (tokens, weights) in enumerate(row):
+            end = at + len(tokens)
+            ids[r, at:end] = torch.tensor(tokens)
+            positions[r, at:end] = torch.arange(len(tokens))
+            owner[r, at:end] = number
+            weight[r, at : end - 1] = torch.tensor(weights[1:])
+            at = end
+    causal = torch.tril(torch.ones(length, length, dtype=torch.bool))
+    mask = causal & (owner[:, :, None] == owner[:, None, :])
+    targets = torch.where(weight > 0, ids.roll(-1, dims=1), -1)
+    return Batch(ids, positions, mask[:, None], targets, weight)
+
+
+def training_batch(vocabulary: Vocabulary, seed: int, step: int, tokens: int) -> Batch:
+    """Batch number `step` of the run `seed`: about `tokens` ids. Nothing else decides it: a run can go on anywhere."""
+    generator = Generator(seed * 1_000_003 + step)
+    long = generator.rng.random() < _LONG_SHARE
+    length = LONG_ROW if long else SHORT_ROW
+    rows: list[list[Encoded]] = [[] for _ in range(tokens // length)]
+    room = [length] * len(rows)
+    failures = 0
+    drawn = _long_conversations(generator) if long else iter(generator)
+    while failures < 8:
+        conversation = next(drawn)
+        encoded = encode_within(conversation, vocabulary, length)
+        only = conversation.turns[0].topic if len(conversation.turns) == 1 else "several"
+        if only not in ("sum", "story", "several") and generator.rng.random() < _CUT_SHARE:
+            encoded = cut_answer(encoded)
+        fitting = [r for r, free in enumerate(room) if free >= len(encoded[0])]
+        if fitting:
+            best = min(fitting, key=room.__getitem__)
+            rows[best].append(encoded)
+            room[best] -= len(encoded[0])
+        else:
+            failures += 1
+    return pack([row for row in rows if row], length)
+
+
+def _long_conversations(generator: Generator) -> Iterator[Conversation]:
+    while True:
+        yield generator.conversation(generator.rng.choice([6, 10, 15, 20, 30]))
+
+
+def heldout_batches(vocabulary: Vocabulary, rows: int = 32) -> list[Batch]:
+    """The held-out questions with the answers that are expected, and held-out sums: the loss on what was never seen."""
+    pairs = [(question, intent.answers[0]) for intent in all_intents() for question in intent.heldout]
+    rng = random.Random(0)
+    while len(pairs) % 50 or not pairs:
+        made = Sum(rng.randint(10, 99), rng.choice("+-"), rng.randint(10, 99))
+        if made.heldout:
+            pairs.append((f"What is {made.a} {made.sign} {made.b}?", made.answer()))
+    conversations = (Conversation(None, (Turn(question, answer, "held out"),)) for question, answer in pairs)
+    encoded = [encode_weighted(conversation, vocabulary) for conversation in conversations]
+    encoded.sort(key=lambda pair: len(pair[0]))
+    groups = [encoded[i : i + rows] for i in range(0, len(encoded), rows)]
+    return [pack([[pair] for pair in group], max(len(ids) for ids, _ in group)) for group in groups]
