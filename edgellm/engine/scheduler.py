@@ -20,6 +20,8 @@ from edgellm.errors import EdgeLLMError, NumericalError
 READ_AHEAD = 8
 #: A shared prefix shorter than this is computed again rather than copied from another slot.
 COPY_AT_LEAST = 16
+#: A shared prefix shorter than this never costs a slot more than it holds of it.
+WORTH_A_SLOT = 8
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class Scheduler:
         best = max(range(len(finds)), key=lambda index: len(finds[index].tokens))
         oldest = min(free, key=lambda index: (self.slots[index].used, index))
         target = max(free, key=lambda index: (len(finds[index].tokens), -self.slots[index].used))
-        if 2 * len(finds[target].tokens) < len(self.slots[target].tokens):
+        reused = len(finds[target].tokens)
+        if 2 * reused < len(self.slots[target].tokens) and (reused < WORTH_A_SLOT or 2 * reused < len(request.prompt)):
             target = oldest  # most of what that slot holds would be lost for a short common start
         find = finds[target]
         if len(finds[best].tokens) >= len(find.tokens) + COPY_AT_LEAST and not finds[best].shifted:
