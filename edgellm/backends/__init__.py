@@ -20,7 +20,14 @@ NAMES = ("cuda", "cpu", "reference")
 
 def installed() -> list[str]:
     """Names of the backends this version has, fastest first."""
-    return [name for name in NAMES if importlib.util.find_spec(f"edgellm.backends.{name}") is not None]
+    return [name for name in NAMES if _exists(name)]
+
+
+def _exists(name: str) -> bool:
+    """A folder becomes a backend with its `backend.py`; kernels may stand there before."""
+    if importlib.util.find_spec(f"edgellm.backends.{name}") is None:
+        return False
+    return importlib.util.find_spec(f"edgellm.backends.{name}.backend") is not None
 
 
 def find(name: str | None = None, device: str | None = None) -> Backend:
