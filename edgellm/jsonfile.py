@@ -16,6 +16,7 @@ from typing import Any
 from edgellm.errors import InputError, ModelError
 
 MAX_JSON_BYTES = 4 << 20
+_MAX_DIGITS = 40  # transformers writes 10^30 as a float's integer, 31 digits, into tokenizer_config.json
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -75,7 +76,7 @@ def parse_json(data: bytes, file: str | os.PathLike[str]) -> dict[str, Any]:
         return value
 
     def integer(text: str) -> int:
-        if len(text) > 30:
+        if len(text) > _MAX_DIGITS:
             raise refuse("JSON integer too long", f"{len(text)} digits")
         return int(text)
 

@@ -9,7 +9,7 @@ from edgellm.errors import TemplateError
 from edgellm.sidefiles import SideFiles, read_side_json
 from edgellm.text.template import MAX_TEMPLATE_CHARACTERS, ChatTemplate
 from edgellm.text.tokenizer import Tokenizer
-from edgellm.text.tokens_config import CONFIG_FILE, read_config_json
+from edgellm.text.tokens_config import CONFIG_FILE
 
 
 def load_chat_template(files: SideFiles, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -30,11 +30,8 @@ def load_chat_template(files: SideFiles, tokenizer: Tokenizer) -> ChatTemplate |
         except UnicodeDecodeError as error:
             raise TemplateError(f"not UTF-8 at byte {error.start}", file=files.locate(name)) from None
         return ChatTemplate(source, name=files.locate(name), token_strings=tokenizer.token_strings)
-    for name, values in (
-        (CONFIG_FILE, read_config_json(files)),
-        ("chat_template.json", read_side_json(files, "chat_template.json") or {}),
-    ):
-        entry = values.get("chat_template")
+    for name in (CONFIG_FILE, "chat_template.json"):
+        entry = (read_side_json(files, name) or {}).get("chat_template")
         if entry is not None:
             where = f"{files.locate(name)}: chat_template"
             return ChatTemplate(_default_of(entry, where), name=where, token_strings=tokenizer.token_strings)

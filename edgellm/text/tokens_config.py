@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm.errors import TokenizerError
-from edgellm.jsonfile import MAX_JSON_BYTES, parse_json
 from edgellm.sidefiles import SideFiles, read_side_json
 from edgellm.text.added import AddedToken
 
 CONFIG_FILE = "tokenizer_config.json"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
-_NO_LIMIT = b"1000000000000000019884624838656"  # int(1e30): how transformers writes model_max_length without a limit
 _MAX_TOKEN_LENGTH = 512
 _MAX_ID = 1 << 22
 
@@ -45,15 +43,9 @@ class TokensConfig:
         return value if isinstance(value, bool) else default
 
 
-def read_config_json(files: SideFiles) -> dict[str, Any]:
-    """The whole of tokenizer_config.json, empty where there is none. Raises `ModelError`."""
-    data = files.read(CONFIG_FILE, MAX_JSON_BYTES)
-    return parse_json(data.replace(_NO_LIMIT, b"null"), files.locate(CONFIG_FILE)) if data is not None else {}
-
-
 def read_tokens_config(files: SideFiles) -> TokensConfig:
     """Raises `TokenizerError` (`ModelError` for damaged JSON) that names file and key."""
-    values = read_config_json(files)
+    values = read_side_json(files, CONFIG_FILE) or {}
     config = TokensConfig(values)
     for source, name in ((values, CONFIG_FILE), (None, "special_tokens_map.json")):
         table = read_side_json(files, name) or {} if source is None else source
