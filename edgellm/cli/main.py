@@ -37,16 +37,15 @@ exit codes: 0 ok, 1 other, 2 usage, 65 bad model or data, 66 no such file, 69 un
 EXIT_IO, EXIT_INTERNAL, EXIT_MEMORY = 74, 70, 75
 
 
-class Stopped(BaseException):
-    """A signal asked this process to end.
+class Stopped(SystemExit):
+    """A signal asked this process to end. A `SystemExit`, since event loops let that pass and swallow what is not.
 
     Args:
         number: of the signal.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
+        super().__init__(128 + number)
 
 
 def add_global_options(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
@@ -104,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Stopped as stopped:
-        return stopped.exit_code
+        return int(stopped.code)
 
 
 def report(error: Exception) -> int:

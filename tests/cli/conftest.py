@@ -58,10 +58,12 @@ def _tensors(config: dict) -> dict[str, np.ndarray]:
         ):
             shapes[f"{stem}{name}.weight"] = (rows, inputs)
         shapes[stem + "input_layernorm.weight"] = shapes[stem + "post_attention_layernorm.weight"] = (hidden,)
-    return {
+    tensors = {
         name: (1 if len(shape) == 1 else 0) + random.normal(0, 0.3, shape).astype(np.float32)
         for name, shape in shapes.items()
     }
+    tensors["model.embed_tokens.weight"][config["eos_token_id"]] = 0  # its logit is 0: greedy answers never end
+    return tensors
 
 
 def write_model(folder: Path, *, template: str | None = TEMPLATE) -> Path:
@@ -95,7 +97,7 @@ def write_model(folder: Path, *, template: str | None = TEMPLATE) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model of some 30,000 random parameters that can chat, if without sense."""
+    """A folder with a model of some 30,000 random parameters that can chat, if without sense and, greedy, end."""
     return write_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
@@ -148,3 +150,44 @@ def cli(environment: dict[str, str], capsys: pytest.CaptureFixture, monkeypatch:
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
 
     return run
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """`edgellm.load` gives a fake model; its answer is `scripted.reply(the visible text)`, one byte a token.
+
+    `scripted.before_run` is called before each step; `scripted.asked` collects what the model was shown.
+    """
+    import edgellm
+    from edgellm.api.llm import LLM
+    from tests.engine.helpers import engine_of
+    from tests.fakes import END, EOS, FakeTokenizer, fake_render
+
+    script = SimpleNamespace(reply=lambda text: "Hello!", before_run=None, asked=[], options={})
+
+    def answer(text: str) -> str:
+        if not script.asked or script.asked[-1] != text:
+            script.asked.append(text)
+        return script.reply(text)
+
+    def load(path: str | None = None, **options: object) -> LLM:
+        script.options = {"path": path, **options}
+        engine = engine_of(context=options["context"] or 256, reply=answer, before_run=script.before_run)
+        info = {
+            "path": path or "embedded",
+            "parameters": 1234,
+            "backend": "fake",
+            "device": "cpu",
+            "isa": "none",
+            "threads": 1,
+            "weights": "none",
+            "weight_bytes": 4096,
+            "context": engine.geometry.context,
+            "cache_dtype": "float16",
+            "notes": ["a note of the model"],
+        }
+        template = SimpleNamespace(name="fake")
+        return LLM(engine, FakeTokenizer(), template=template, render=fake_render, eos_token_ids={EOS, END}, info=info)
+
+    monkeypatch.setattr(edgellm, "load", load, raising=False)
+    return script
