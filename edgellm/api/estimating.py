@@ -81,6 +81,6 @@ def fits(needed: int, available: int | None) -> bool:
 
 def _runtime() -> Any:
     """The modules that a loaded model needs, imported so that they are measured."""
-    from edgellm.api import llm
+    from edgellm.api import loading
 
-    return llm
+    return loading

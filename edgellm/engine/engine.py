@@ -44,11 +44,11 @@ class Engine:
 
     def __init__(self, runner: Runner, cache: Cache, num_slots: int) -> None:
         self.runner = runner
-        self.cache = cache
+        self.cache: Cache | None = cache
         self.geometry = cache.geometry
         self._scheduler = Scheduler(cache, num_slots)
         self._changed = threading.Condition()
-        self._driving = False
+        self._driver: int | None = None
         self._closed = False
         self._pid = os.getpid()
 
@@ -81,20 +81,24 @@ class Engine:
             EngineClosed: the engine was closed before the end.
             EdgeLLMError: the step failed; the sequence is over, others go on.
         """
-        while True:
-            self._check_fork()
-            with self._changed:
-                if sequence.pieces:
-                    return sequence.pieces.popleft()
-                if sequence.error is not None:
-                    raise sequence.error
-                if sequence.over:
-                    return None
-                if self._driving:
-                    self._changed.wait()
-                    continue
-                self._driving = True
-            self._drive()
+        try:
+            while True:
+                self._check_fork()
+                with self._changed:
+                    if sequence.pieces:
+                        return sequence.pieces.popleft()
+                    if sequence.error is not None:
+                        raise sequence.error
+                    if sequence.over:
+                        return None
+                    if self._driver is not None:
+                        self._changed.wait()
+                        continue
+                    self._driver = threading.get_ident()
+                self._drive()
+                self._stop_driving()
+        finally:
+            self._stop_driving()
 
     def finish(self, sequence: Sequence) -> None:
         """End a sequence now, wherever it is; its slot is free afterwards. For one that is over nothing happens."""
@@ -102,7 +106,7 @@ class Engine:
         if os.getpid() != self._pid:
             return
         with self._changed:
-            while self._driving:
+            while self._driver is not None:
                 self._changed.wait()
             self._scheduler.reap()
 
@@ -111,10 +115,10 @@ class Engine:
         """The runner for one step outside the scheduler, with a cache of the caller's own. Raises `EngineClosed`."""
         self._check_open()
         with self._changed:
-            while self._driving:
+            while self._driver is not None:
                 self._changed.wait()
             self._check_open()
-            self._driving = True
+            self._driver = threading.get_ident()
         try:
             yield self.runner
         finally:
@@ -158,14 +162,15 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-            while self._driving:
+            while self._driver is not None:
                 self._changed.wait()
             self._scheduler.fail(None, EngineClosed("the engine was closed before the answer ended"))
             self._changed.notify_all()
         self.runner.close()
+        self.cache = self._scheduler.cache = None  # the arrays go now, not with the last reference to this engine
 
     def _drive(self) -> None:
-        """One step; the caller has set `_driving`. Interrupted inside the runner, it leaves the books as they were."""
+        """One step; the caller has made itself the driver. Interrupted inside the runner, it leaves the books as they were."""
         step: Step | None = None
         in_books = True
         try:
@@ -186,13 +191,13 @@ class Engine:
                 with self._changed:
                     self._scheduler.fail(step, EdgeLLMError("the step was interrupted"))
             raise
-        finally:
-            self._stop_driving()
 
     def _stop_driving(self) -> None:
-        with self._changed:
-            self._driving = False
-            self._changed.notify_all()
+        """Let others drive, where this thread was the driver."""
+        if self._driver == threading.get_ident():
+            with self._changed:
+                self._driver = None
+                self._changed.notify_all()
 
     def _check_open(self) -> None:
         self._check_fork()

@@ -45,7 +45,7 @@ class Scheduler:
     """
 
     def __init__(self, cache: Cache, num_slots: int) -> None:
-        self.cache = cache
+        self.cache: Cache | None = cache
         self.geometry = cache.geometry
         self.slots = [Slot(SlotState(index)) for index in range(num_slots)]
         self.waiting: deque[Sequence] = deque()
