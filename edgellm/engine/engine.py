@@ -170,7 +170,7 @@ class Engine:
         self.cache = self._scheduler.cache = None  # the arrays go now, not with the last reference to this engine
 
     def _drive(self) -> None:
-        """One step; the caller has made itself the driver. Interrupted inside the runner, it leaves the books as they were."""
+        """One step; the caller is the driver. Interrupted inside the runner, it leaves the books as they were."""
         step: Step | None = None
         in_books = True
         try:
