@@ -41,8 +41,9 @@ def run(args: Namespace) -> int:
     from edgellm.cli.reader import open_reader
 
     terminal = Terminal.of(args)
+    sampling = options.sampling_of(args)
     with load(args, terminal) as llm:
-        session = ChatSession(llm, args, terminal)
+        session = ChatSession(llm, args, terminal, sampling)
         reader = open_reader(terminal, history=not args.no_history)
         if args.load:
             session.restore(os.path.expanduser(args.load))

@@ -6,7 +6,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli import options, slash
+from edgellm.cli import slash
+from edgellm.cli.echo import hidden_typing
 from edgellm.cli.figures import statistics
 from edgellm.cli.interrupts import Interrupts
 from edgellm.cli.reader import EditingReader, Reader
@@ -32,10 +33,10 @@ class ChatSession:
         done: whether the session was asked to end.
     """
 
-    def __init__(self, llm: LLM, args: Namespace, terminal: Terminal) -> None:
+    def __init__(self, llm: LLM, args: Namespace, terminal: Terminal, sampling: dict[str, Any]) -> None:
         self.llm = llm
         self.terminal = terminal
-        self.sampling: dict[str, Any] = options.sampling_of(args)
+        self.sampling = sampling
         self.show_stats: bool = args.stats
         self.conversation = llm.chat(args.system, evict=args.evict)
         self.last: Result | None = None
@@ -79,7 +80,7 @@ class ChatSession:
         stream = begin()
         ends_line = False
         try:
-            with self._interrupts.stopping(stream.cancel):
+            with self._interrupts.stopping(stream.cancel), hidden_typing():
                 for piece in stream:
                     text = self._shown(piece.text)
                     if text:

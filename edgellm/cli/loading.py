@@ -71,7 +71,7 @@ def load(args: Namespace, terminal: Terminal) -> LLM:
         llm = edgellm.load(path, progress=bar, **loading_of(args))
     terminal.say(start_line(llm.info, embedded=path is None))
     for note in llm.info.get("notes", ()):
-        terminal.say(f"note: {note}")
+        terminal.detail(f"note: {note}")
     return llm
 
 

@@ -134,6 +134,9 @@ def _drop_stdout() -> None:
 
 def prepare_process() -> None:
     """Any character can be printed, and SIGTERM and SIGHUP end the process through its `finally` blocks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this, or a program without a console
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

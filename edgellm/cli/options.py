@@ -93,10 +93,19 @@ def add_system(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `generate` that were given."""
+    """The keyword arguments of `generate` that were given.
+
+    Raises:
+        UsageError: one is outside its range; said here, before a model is loaded.
+    """
+    from edgellm.engine.sampling import SamplingParams
+
     given = {key: getattr(args, key) for key in SAMPLING if getattr(args, key) is not None}
     if args.stop:
         given["stop"] = list(args.stop)
+    if getattr(args, "logprobs", None) is not None:
+        given["logprobs"] = args.logprobs
+    SamplingParams(**given)
     return given
 
 

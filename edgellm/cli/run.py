@@ -63,9 +63,10 @@ def run(args: Namespace) -> int:
     terminal = Terminal.of(args)
     _check(args)
     args.model, args.prompt = _model_and_prompt(args.model, args.prompt)
+    sampling = options.sampling_of(args)
     prompt = _read_prompt(args, terminal)
     with load(args, terminal) as llm:
-        stream = _ask(llm, prompt, args)
+        stream = _ask(llm, prompt, args, sampling)
         try:
             with Interrupts().stopping(stream.cancel):
                 _print_pieces(stream, args, terminal)
@@ -107,10 +108,7 @@ def _read_prompt(args: Namespace, terminal: Terminal) -> str:
     return prompt
 
 
-def _ask(llm: LLM, prompt: str, args: Namespace) -> Stream:
-    sampling: dict[str, Any] = options.sampling_of(args)
-    if args.logprobs is not None:
-        sampling["logprobs"] = args.logprobs
+def _ask(llm: LLM, prompt: str, args: Namespace, sampling: dict[str, Any]) -> Stream:
     if args.no_template or llm.template is None:
         if args.system is not None:
             raise UsageError("this model has no chat template, so no system prompt", key="--system")

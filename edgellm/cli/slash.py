@@ -97,7 +97,7 @@ def _change(sampling: dict[str, Any], key: str, value: str) -> None:
         sampling.pop(key, None)
         return
     if key == "stop":
-        sampling["stop"] = [*sampling.get("stop", []), value.encode().decode("unicode_escape")]
+        sampling["stop"] = [*sampling.get("stop", []), value.replace("\\n", "\n").replace("\\t", "\t")]
         return
     try:
         number = SAMPLING[key](value)

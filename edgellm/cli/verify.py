@@ -11,7 +11,7 @@ from edgellm.cli.find_model import find_model
 from edgellm.cli.opening import open_named
 from edgellm.cli.parser import Parser
 from edgellm.cli.terminal import Terminal
-from edgellm.errors import UsageError
+from edgellm.errors import OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     from edgellm.cli.tracing import Comparison
@@ -51,24 +51,37 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--tokens", metavar="N", type=options.positive, default=48, help="length of the prompt (default: 48)"
     )
+    parser.add_argument("--force", action="store_true", help="run even where the memory plan does not fit")
     options.add_json(parser)
 
 
 def run(args: Namespace) -> int:
     """Print a line a comparison; the first buffer beyond the bound where there is one."""
     terminal = Terminal.of(args)
-    with open_named(find_model(args.model)) as opened:
+    path = find_model(args.model)
+    with open_named(path) as opened:
         if args.tokens >= opened.config.max_position_embeddings:
             limit = opened.config.max_position_embeddings - 1
             raise UsageError(
                 "longer than the model's context", key="--tokens", found=args.tokens, allowed=f"1 to {limit}"
             )
+        _check_memory(path, args)
         verdicts = _compare(opened, args, terminal)
     if args.json:
         terminal.json({"ok": all(v.ok for v in verdicts), "comparisons": [_as_json(v) for v in verdicts]})
     else:
         _print(verdicts, terminal)
     return 0 if all(verdict.ok for verdict in verdicts) else EXIT_DIFFERS
+
+
+def _check_memory(path: str | None, args: Namespace) -> None:
+    """The reference holds every weight as float32: better said now than killed later."""
+    import edgellm
+
+    estimate = edgellm.estimate(path, backend=_REFERENCE, context=args.tokens, cache_dtype="float32")
+    if not estimate.fits and not args.force:
+        needed = f"{estimate.peak_bytes:,} bytes, {estimate.available_bytes:,} are available"
+        raise OutOfMemoryError("the reference does not fit", found=needed, hint="--force tries all the same.")
 
 
 def _compare(opened: OpenedModel, args: Namespace, terminal: Terminal) -> list[Verdict]:

@@ -16,7 +16,8 @@ def test_each_line_is_a_message_and_only_answers_are_on_stdout(cli, scripted):
     done = cli("chat", stdin='one\n\n"""two\nlines"""\n')
     assert (done.code, done.out) == (0, "first\nsecond\n")
     assert "1 thread" in done.err
-    assert "a note of the model" in done.err
+    assert "a note of the model" not in done.err
+    assert "a note of the model" in cli("chat", "-v").err
     assert "<|user|>two\nlines<|end|>" in scripted.asked[-1]
 
 

@@ -107,6 +107,19 @@ def test_a_full_disk_is_an_input_output_error(environment):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shells")
+def test_closed_streams_are_no_error(environment, tiny):
+    command = f'"{sys.executable}" -m edgellm show "{tiny}" >&- 2>&- <&-'
+    assert subprocess.run(["bash", "-c", command], env=environment, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("flags", [["-O"], ["-W", "error", "-X", "dev"]])
+def test_strict_pythons(flags, environment, tiny):
+    command = [sys.executable, *flags, "-m", "edgellm", "run", str(tiny), "hello", "-n", "2", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_main_takes_its_arguments_from_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["edgellm", "--version"])
     with pytest.raises(SystemExit) as end:

@@ -60,6 +60,7 @@ def test_usage_errors(words, stdin, says, cli, scripted):
     done = cli("run", *words, stdin=stdin)
     assert (done.code, done.out) == (2, "")
     assert says in done.err
+    assert scripted.options == {}  # said before anything was loaded
 
 
 def test_a_prompt_that_is_too_long_is_refused(cli, scripted):

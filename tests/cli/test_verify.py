@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,6 +44,15 @@ def test_a_difference_is_found_where_it_begins(cli, tiny, monkeypatch):
     assert "layer 1 rms_norm input_layernorm -> h" in first
     assert "token 2, element 7" in first
     assert json.loads(cli("verify", tiny, "--tokens", "12", "--json").out)["ok"]  # one call alone was wrong
+
+
+def test_a_model_that_the_reference_cannot_hold(cli, tiny, monkeypatch):
+    import edgellm
+
+    real = edgellm.estimate
+    monkeypatch.setattr(edgellm, "estimate", lambda *args, **options: replace(real(*args, **options), fits=False))
+    assert cli("verify", tiny, "--tokens", "8").code == 75
+    assert cli("verify", tiny, "--tokens", "8", "--force").code == 0
 
 
 def test_more_tokens_than_the_context(cli, tiny):
