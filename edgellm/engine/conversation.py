@@ -112,9 +112,11 @@ class Conversation:
     @overload
     def send(self, text: str, *, stream: Literal[True], **options: Any) -> Stream: ...
     def send(self, text: str, *, stream: bool = False, **options: Any) -> Result | Stream:
-        """Answer a message. `options` are those of `SamplingParams`, and `cancel`, a `threading.Event`.
+        """Answer a message. `options` are those of `SamplingParams`, `evict`, and `cancel`, a `threading.Event`.
 
-        A cancelled answer stays in the history as far as it got; after an error the conversation is as before.
+        Without `max_tokens` an answer may be as long as fits, at most 4096 tokens; a quarter of the context is made
+        free for it where turns can be dropped. With it, turns are dropped in the middle of the answer too. A cancelled
+        answer stays in the history as far as it got; after an error the conversation is as before.
 
         Raises:
             UsageError: an option outside its range.

@@ -19,7 +19,7 @@ import numpy as np
 from edgellm.backends.interface import Cache, Runner
 from edgellm.backends.slots import SlotState
 from edgellm.engine.results import Piece
-from edgellm.engine.scheduler import Scheduler, Step
+from edgellm.engine.scheduler import Scheduler, Step, as_engine_error
 from edgellm.engine.sequence import Request, Sequence
 from edgellm.errors import ContextLengthError, EdgeLLMError, EngineClosed
 
@@ -185,7 +185,7 @@ class Engine:
                     self._scheduler.commit(step, logits)
         except Exception as error:
             with self._changed:
-                self._scheduler.fail(step, _as_engine_error(error))
+                self._scheduler.fail(step, as_engine_error(error))
         except BaseException:
             if in_books:
                 with self._changed:
@@ -210,11 +210,3 @@ class Engine:
                 "this process was forked from the one that loaded the model",
                 hint='Use the start method "spawn" of multiprocessing and load the model in each process.',
             )
-
-
-def _as_engine_error(error: Exception) -> EdgeLLMError:
-    if isinstance(error, EdgeLLMError):
-        return error
-    wrapped = EdgeLLMError(f"the step failed ({type(error).__name__}: {error})")
-    wrapped.__cause__ = error
-    return wrapped

@@ -37,11 +37,11 @@ class Sampler:
         self._penalised = bool(
             params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty or self._bias.size
         )
-        self._seen = np.zeros(vocab_size, bool)
-        self._counts = np.zeros(vocab_size, np.int32)
         if self._penalised:
             ids = np.asarray(prompt, np.int64)
+            self._seen = np.zeros(vocab_size, bool)
             self._seen[ids[ids < vocab_size]] = True
+            self._counts = np.zeros(vocab_size, np.int32)
 
     def pick(self, logits: np.ndarray) -> int:
         """The next token.
@@ -60,8 +60,9 @@ class Sampler:
             )
         scores = self._penalise(logits) if self._penalised else logits[: self.vocab_size]
         token = int(scores.argmax()) if self.params.temperature == 0 else self._draw(scores)
-        self._seen[token] = True
-        self._counts[token] += 1
+        if self._penalised:
+            self._seen[token] = True
+            self._counts[token] += 1
         return token
 
     def _penalise(self, logits: np.ndarray) -> np.ndarray:

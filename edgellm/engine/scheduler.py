@@ -88,9 +88,10 @@ class Scheduler:
             try:
                 if not sequence.cancelled:
                     sequence.accept(logits[row])
-            except NumericalError as error:
-                sequence.slot.reset()
-                sequence.fail(error)
+            except Exception as error:
+                if isinstance(error, NumericalError):
+                    sequence.slot.reset()
+                sequence.fail(as_engine_error(error))
             row += 1
         self.reap()
 
@@ -173,3 +174,12 @@ class Scheduler:
             slot.owner, slot.state = owner, SlotState(slot.index, sinks=sinks)
             sequence.todo = [*eviction.recompute, *sequence.todo]
         return True
+
+
+def as_engine_error(error: Exception) -> EdgeLLMError:
+    """`error`, wrapped where it is none of ours, so that a consumer need only expect `EdgeLLMError`."""
+    if isinstance(error, EdgeLLMError):
+        return error
+    wrapped = EdgeLLMError(f"the step failed ({type(error).__name__}: {error})")
+    wrapped.__cause__ = error
+    return wrapped

@@ -54,6 +54,9 @@ class Request:
 class Sequence:
     """The state of a request: what is still to be run, what has been generated, how it ended.
 
+    Raises:
+        UsageError: an option that only the model shows to be out of range, or a `cancel` that is no event.
+
     Attributes:
         slot: where it runs; None while it waits and after its end.
         todo: token ids that are still to be run; the logits of the last one give the next token.
@@ -62,6 +65,8 @@ class Sequence:
     """
 
     def __init__(self, request: Request) -> None:
+        if request.cancel is not None and not callable(getattr(request.cancel, "is_set", None)):
+            raise UsageError("not a threading.Event", key="cancel", found=type(request.cancel).__name__)
         self.request = request
         self.slot: Slot | None = None
         self.todo: list[int] = list(request.prompt)

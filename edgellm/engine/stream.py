@@ -71,7 +71,13 @@ class Stream(Iterator[Piece]):
 
     @property
     def result(self) -> Result:
-        """The answer; what there is of it where it was cancelled or closed. Raises `UsageError` before the end."""
+        """The answer; what there is of it where it was cancelled or closed.
+
+        Raises:
+            UsageError: before the end, or where the end was an error.
+        """
+        if self._failed:
+            raise UsageError("the answer ended in an error, there is no result")
         if self._result is None:
             raise UsageError("the answer has not ended", hint="Iterate to the end, or call close() first.")
         return self._result

@@ -175,6 +175,20 @@ def test_nan_ends_one_sequence_only():
     assert stream_of(engine, PROMPTS[0][:3]).drain().tokens == greedy_ids(PROMPTS[0][:3], 8)
 
 
+def test_a_failure_at_one_sequence_s_token_ends_that_sequence_only():
+    engine = engine_of(slots=2)
+    good, bad = stream_of(engine, PROMPTS[1], max_tokens=9), stream_of(engine, PROMPTS[0], max_tokens=9)
+    next(good)
+    bad._sequence.accept = None
+    with pytest.raises(EdgeLLMError, match="TypeError"):
+        bad.drain()
+    with pytest.raises(UsageError, match="error"):
+        _ = bad.result
+    assert good.drain().tokens == greedy_ids(PROMPTS[1], 9)
+    with pytest.raises(UsageError, match="cancel"):
+        stream_of(engine, cancel=5)
+
+
 def test_an_error_in_a_step_ends_its_sequences_and_the_engine_goes_on():
     engine = engine_of(slots=1)
 

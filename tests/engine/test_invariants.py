@@ -13,7 +13,7 @@ from edgellm.engine.conversation import Conversation
 from edgellm.engine.sampling import SamplingParams
 from edgellm.engine.stream import Stream
 from tests.engine.helpers import engine_of, fresh_logits, greedy_ids, request_of
-from tests.fakes import END, EOS, FakeTokenizer, fake_render
+from tests.fakes import END, EOS, FakeTokenizer, fake_render, merged_render
 
 WINDOWS = st.sampled_from([(None, None), (5, None), (4, 4), (None, 7, 3)])
 # Few different tokens, so that prompts share prefixes.
@@ -90,12 +90,18 @@ TURNS = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(TURNS, st.integers(1, 2), st.sampled_from(["shift", "recompute"]), st.integers(1, 12))
-def test_conversations_answer_as_fresh_ones_of_their_kept_messages_would(turns, slots, evict, chunk):
+@given(
+    TURNS,
+    st.integers(1, 2),
+    st.sampled_from(["shift", "recompute"]),
+    st.integers(1, 12),
+    st.sampled_from([fake_render, merged_render]),
+)
+def test_conversations_answer_as_fresh_ones_of_their_kept_messages_would(turns, slots, evict, chunk, render):
     engine = engine_of(context=96, chunk=chunk, slots=slots)
     chats = {
         name: Conversation(
-            engine, fake_render, FakeTokenizer(), frozenset({EOS, END}), SamplingParams(), system=name, evict=evict
+            engine, render, FakeTokenizer(), frozenset({EOS, END}), SamplingParams(), system=name, evict=evict
         )
         for name in "ab"
     }
@@ -105,7 +111,7 @@ def test_conversations_answer_as_fresh_ones_of_their_kept_messages_would(turns, 
         if retry:
             result = chat.retry(max_tokens=count, logit_bias=BIAS)
         assert result.finish_reason in ("length", "context")
-        prompt = fake_render(chat.messages[:-1])
+        prompt = render(chat.messages[:-1])
         for at in (0, len(result.tokens) - 1) if not result.dropped else (len(result.tokens) - 1,):
             logits = fresh_logits([*prompt, *result.tokens[:at]]).copy()
             logits[[EOS, END]] -= 100
