@@ -21,7 +21,7 @@ from edgellm.backends.slots import SlotState
 from edgellm.engine.results import Piece
 from edgellm.engine.scheduler import Scheduler, Step, as_engine_error
 from edgellm.engine.sequence import Request, Sequence
-from edgellm.errors import ContextLengthError, EdgeLLMError, EngineClosed
+from edgellm.errors import ContextLengthError, EdgeLLMError, EngineBusy, EngineClosed
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class Engine:
             NumericalError: the sequence met NaN or infinity.
             EngineClosed: the engine was closed before the end.
             EdgeLLMError: the step failed; the sequence is over, others go on.
+            EngineBusy: called in the middle of a step of this very thread.
         """
+        self._refuse_nesting()
         try:
             while True:
                 self._check_fork()
@@ -103,8 +105,8 @@ class Engine:
     def finish(self, sequence: Sequence) -> None:
         """End a sequence now, wherever it is; its slot is free afterwards. For one that is over nothing happens."""
         sequence.cancel_requested = True
-        if os.getpid() != self._pid:
-            return
+        if os.getpid() != self._pid or self._driver == threading.get_ident():
+            return  # a signal handler inside a step: the step's end will find the flag
         with self._changed:
             while self._driver is not None:
                 self._changed.wait()
@@ -114,6 +116,7 @@ class Engine:
     def exclusive(self) -> Iterator[Runner]:
         """The runner for one step outside the scheduler, with a cache of the caller's own. Raises `EngineClosed`."""
         self._check_open()
+        self._refuse_nesting()
         with self._changed:
             while self._driver is not None:
                 self._changed.wait()
@@ -155,19 +158,24 @@ class Engine:
                 slot.state, slot.tokens, slot.owner = state, list(held.tokens), owner
 
     def close(self) -> None:
-        """End all sequences with `EngineClosed` and free the weights; a second call does nothing."""
+        """End all sequences with `EngineClosed` and free weights and cache, after the step under way; idempotent."""
         if os.getpid() != self._pid:
             return
         with self._changed:
-            if self._closed:
-                return
             self._closed = True
+            if self._driver == threading.get_ident():
+                return  # a signal handler inside a step: freed when the step ends
             while self._driver is not None:
                 self._changed.wait()
+            self._free()
+
+    def _free(self) -> None:
+        """What `close` does while nobody drives."""
+        if self.cache is not None:
             self._scheduler.fail(None, EngineClosed("the engine was closed before the answer ended"))
+            self.cache = self._scheduler.cache = None
             self._changed.notify_all()
-        self.runner.close()
-        self.cache = self._scheduler.cache = None  # the arrays go now, not with the last reference to this engine
+            self.runner.close()
 
     def _drive(self) -> None:
         """One step; the caller is the driver. Interrupted inside the runner, it leaves the books as they were."""
@@ -197,7 +205,15 @@ class Engine:
         if self._driver == threading.get_ident():
             with self._changed:
                 self._driver = None
+                if self._closed:
+                    self._free()
                 self._changed.notify_all()
+
+    def _refuse_nesting(self) -> None:
+        if self._driver == threading.get_ident():
+            raise EngineBusy(
+                "called in the middle of a step of this very thread", hint="A signal handler may only cancel or close."
+            )
 
     def _check_open(self) -> None:
         self._check_fork()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from edgellm.engine.engine import Engine
 from edgellm.engine.results import Piece, Result
 from edgellm.engine.sequence import Sequence
-from edgellm.errors import UsageError
+from edgellm.errors import EngineBusy, UsageError
 
 
 class Stream(Iterator[Piece]):
@@ -46,6 +46,8 @@ class Stream(Iterator[Piece]):
             raise StopIteration
         try:
             piece = self._engine.next_piece(self._sequence)
+        except EngineBusy:
+            raise  # a call from inside a step: the answer goes on
         except Exception:
             self._failed = True
             if self._on_error is not None:

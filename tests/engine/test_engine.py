@@ -12,7 +12,7 @@ import pytest
 
 from edgellm.engine.scheduler import COPY_AT_LEAST, READ_AHEAD
 from edgellm.engine.stream import Stream
-from edgellm.errors import ContextLengthError, EdgeLLMError, EngineClosed, NumericalError, UsageError
+from edgellm.errors import ContextLengthError, EdgeLLMError, EngineBusy, EngineClosed, NumericalError, UsageError
 from tests.engine.helpers import engine_of, greedy_ids, request_of
 from tests.fakes import FakeTokenizer
 
@@ -237,6 +237,27 @@ def test_closing():
         stream_of(engine)
     with pytest.raises(EngineClosed), engine.exclusive():
         pass
+
+
+def test_a_signal_handler_inside_a_step_may_cancel_and_close_and_nothing_hangs():
+    said = []
+
+    def handler(batch):
+        if len(engine.runner.batches) == 2:
+            for use in (lambda: next(other), lambda: engine.export(None)):
+                with pytest.raises(EngineBusy, match="very thread"):
+                    use()
+            other.close()
+            engine.close()
+            said.append(engine.runner.closed)
+
+    engine = engine_of(slots=2, before_run=handler)
+    stream, other = stream_of(engine, max_tokens=9), stream_of(engine, PROMPTS[1])
+    with pytest.raises(EngineClosed):
+        stream.drain()
+    assert said == [False]
+    assert engine.runner.closed
+    assert other.result.finish_reason == "cancelled"
 
 
 def test_closing_while_other_threads_generate():

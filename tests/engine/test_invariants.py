@@ -60,7 +60,7 @@ def kept_by_shift(prompt: list[int], count: int, context: int, sinks: int) -> li
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 255), min_size=1, max_size=24), st.integers(1, 9), st.integers(0, 20))
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=24), st.integers(1, 9), st.integers(0, 110))
 def test_a_raw_text_goes_on_in_a_full_slot(prompt, chunk, more):
     engine = engine_of(context=24, chunk=chunk)
     count = 24 - len(prompt) + more + 1
