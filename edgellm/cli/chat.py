@@ -20,6 +20,7 @@ the answers go to stdout.
 def add_arguments(parser: Parser) -> None:
     """Arguments of `edgellm chat`."""
     parser.description = _ABOUT
+    parser.usage = "edgellm chat [OPTION ...] [MODEL]"
     options.add_model(parser)
     parser.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
     parser.add_argument("--stats", action="store_true", help="a line of statistics after each answer")

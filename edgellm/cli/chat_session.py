@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import slash
+from edgellm.cli.answer import AnswerPrinter
 from edgellm.cli.echo import hidden_typing
 from edgellm.cli.figures import statistics
 from edgellm.cli.interrupts import Interrupts
 from edgellm.cli.reader import EditingReader, Reader
 from edgellm.cli.terminal import Terminal
-from edgellm.cli.text_filter import keep_all, strip_controls
 from edgellm.errors import EdgeLLMError, EngineClosed, printable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ChatSession:
         self.conversation = llm.chat(args.system, evict=args.evict)
         self.last: Result | None = None
         self.done = False
-        self._shown = keep_all if args.raw else strip_controls
+        self._raw, self._wrap = args.raw, not args.no_wrap
         self._interrupts = Interrupts()
 
     def greet(self, reader: Reader) -> None:
@@ -78,19 +78,15 @@ class ChatSession:
     def answer(self, begin: Callable[[], Stream]) -> None:
         """Show one answer as it comes; Ctrl-C ends it and what was written stays in the conversation."""
         stream = begin()
-        ends_line = False
+        printer = AnswerPrinter(self.terminal, raw=self._raw, wrap=self._wrap)
         try:
             with self._interrupts.stopping(stream.cancel), hidden_typing():
                 for piece in stream:
-                    text = self._shown(piece.text)
-                    if text:
-                        self.terminal.write(text)
-                        ends_line = text.endswith("\n")
+                    printer.write(piece.text)
             self.last = stream.result
         finally:
             stream.close()
-            if not ends_line:
-                self.terminal.write("\n")
+            printer.finish()
         self._report(self.last)
 
     def _report(self, result: Result) -> None:

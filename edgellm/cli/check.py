@@ -44,6 +44,7 @@ class Finding:
 def add_arguments(parser: Parser) -> None:
     """Arguments of `edgellm check`."""
     parser.description = "Whether a model's files are whole and make sense. Exit code 0: yes, 65: no."
+    parser.usage = "edgellm check [OPTION ...] [MODEL]"
     options.add_model(parser)
     options.add_json(parser)
     options.add_running(parser)

@@ -87,9 +87,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def add_system(parser: argparse.ArgumentParser) -> None:
-    """--system and --raw."""
+    """--system, and how the answer is shown: --raw, --no-wrap."""
     parser.add_argument("--system", metavar="TEXT", help="system prompt of the conversation")
     parser.add_argument("--raw", action="store_true", help="do not strip control characters from the model's text")
+    parser.add_argument("--no-wrap", action="store_true", help="do not break lines between words on a terminal")
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import options
+from edgellm.cli.answer import AnswerPrinter
 from edgellm.cli.figures import statistics
 from edgellm.cli.find_model import is_model
 from edgellm.cli.interrupts import Interrupts
@@ -16,7 +17,6 @@ from edgellm.cli.loading import load
 from edgellm.cli.parser import Parser
 from edgellm.cli.stdin import read_all
 from edgellm.cli.terminal import Terminal, is_terminal
-from edgellm.cli.text_filter import keep_all, strip_controls
 from edgellm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ One argument alone is a MODEL where it is written like a path or is a known name
 def add_arguments(parser: Parser) -> None:
     """Arguments of `edgellm run`."""
     parser.description = _ABOUT
+    parser.usage = "edgellm run [OPTION ...] [MODEL] [PROMPT | -]"
     options.add_model(parser)
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the prompt; - or nothing reads standard input")
     out = parser.add_argument_group("what is printed")
@@ -117,18 +118,21 @@ def _ask(llm: LLM, prompt: str, args: Namespace, sampling: dict[str, Any]) -> St
 
 
 def _print_pieces(stream: Stream, args: Namespace, terminal: Terminal) -> None:
-    shown = keep_all if args.raw else strip_controls
-    ends_line = args.json or args.jsonl
+    printer = None if args.json or args.jsonl else AnswerPrinter(terminal, raw=args.raw, wrap=not args.no_wrap)
+    try:
+        _print_each(stream, args, terminal, printer)
+    finally:
+        if printer is not None:
+            printer.finish()
+
+
+def _print_each(stream: Stream, args: Namespace, terminal: Terminal, printer: AnswerPrinter | None) -> None:
     for piece in stream:
         if args.jsonl:
             line = {"type": "piece", "text": piece.text, "token": piece.token, "logprob": _logprob(piece.logprob)}
             terminal.write(json.dumps(line) + "\n")
-        elif not args.json:
-            text = shown(piece.text)
-            terminal.write(text)
-            ends_line = text.endswith("\n") if text else ends_line
-    if not ends_line:
-        terminal.write("\n")
+        elif printer is not None:
+            printer.write(piece.text)
 
 
 def _print_result(result: Result, llm: LLM, args: Namespace, terminal: Terminal) -> None:

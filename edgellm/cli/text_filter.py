@@ -15,8 +15,3 @@ _STRIPPED = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_BIDI}]")
 def strip_controls(text: str) -> str:
     """`text` without characters that could steer a terminal."""
     return _STRIPPED.sub("", text)
-
-
-def keep_all(text: str) -> str:
-    """`text` as it is: what --raw asks for."""
-    return text
