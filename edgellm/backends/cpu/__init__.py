@@ -1,0 +1,1 @@
+"""The CPU backend: numba kernels over the vector types of `simd`."""

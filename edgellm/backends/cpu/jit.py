@@ -1,0 +1,73 @@
+"""The one place where kernels get their compiler options and their cache.
+
+    @kernel
+    def op_add(out, left, right, ith, nth): ...
+
+Options that every kernel has, and why:
+
+    nogil        the team's threads run kernels side by side
+    error_model  "numpy": a division by zero gives infinity or NaN, which travel to the logits and are found there;
+                 Python's model would raise, and a kernel has nobody to raise to
+    fastmath     {"contract"}: a * b + c may become one fused multiply-add, which is faster and rounds once less.
+                 Not "nnan", "ninf": the compiler might drop the very NaN that tells of a broken model.
+                 Not "reassoc": it undoes compensated sums and two-part range reductions (x - n * hi) - n * lo, and
+                 kernels state the order of their sums with vector types already.
+                 Not "arcp", "afn", "nsz": they lose digits or signs and win nothing here.
+    no_cfunc_wrapper  no kernel is called from C, and wrappers for that are a tenth of the compiling time
+    boundscheck  left to NUMBA_BOUNDSCHECK
+
+numba's own `cache=True` is not used: see `jit_cache`. With NUMBA_DISABLE_JIT=1 a kernel is the plain Python function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+import numba
+from numba.core import config
+
+from edgellm.backends.cpu import jit_cache, jit_progress
+from edgellm.errors import UsageError
+
+#: LLVM's fast-math flags that every kernel is compiled with.
+FASTMATH = frozenset({"contract"})
+_HIDES_NAN = {"nnan", "ninf", "fast"}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@overload
+def kernel(function: _Function) -> _Function: ...
+@overload
+def kernel(**options: Any) -> Callable[[_Function], _Function]: ...
+def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile `function` in nopython mode when it is first called, or take it from the cache.
+
+    Args:
+        function: a module's function, or a closure over integers, types and other kernels.
+        options: further options of `numba.njit`, such as `inline="always"`; `fastmath` is a set of flags.
+
+    Raises:
+        UsageError: an option that kernels may not have.
+    """
+    if function is None:
+        return lambda decorated: kernel(decorated, **options)
+    flags = _fastmath(options.pop("fastmath", FASTMATH))
+    if "cache" in options:
+        raise UsageError("kernels have a cache of their own", key="cache")
+    if config.DISABLE_JIT:
+        return function
+    options = {"nogil": True, "error_model": "numpy", "fastmath": flags, "no_cfunc_wrapper": True, **options}
+    dispatcher = numba.njit(**options)(function)
+    jit_progress.listen()
+    jit_cache.attach(dispatcher)
+    return dispatcher
+
+
+def _fastmath(flags: Any) -> set[str]:
+    if isinstance(flags, bool) or set(flags) & _HIDES_NAN:
+        raise UsageError(
+            "NaN must travel to the logits", key="fastmath", found=flags, allowed="a set without nnan, ninf"
+        )
+    return set(flags)

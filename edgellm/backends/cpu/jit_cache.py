@@ -1,0 +1,203 @@
+"""Compiled kernels kept on the disk, so that only the first run on a machine compiles.
+
+numba's dispatcher asks its cache before it compiles and tells it afterwards; this cache takes the place of numba's own,
+on kernels alone: functions of the host application keep theirs. It differs in what it must never do:
+
+- answer with stale code: the folder is named after all sources (`jit_digest`), the entry after the kernel's code and
+  the values it froze (`jit_key`);
+- fail: a missing, unreadable, cut or damaged entry, a full disk, a place that cannot be written mean compiling again;
+- load what others wrote: entries are pickles, which run code when read, so owner and permissions of folder and file
+  are checked, and a checksum is, before anything is unpickled.
+
+There is no index file that two processes could overwrite: an entry is a file, named after its key, renamed into place
+when whole.
+
+    bytes 0-15   "edgellm-kernel 1"
+    bytes 16-47  SHA-256 of the rest
+    then         length of the key (4 bytes, little-endian), the key in UTF-8, the pickle
+
+Three names that numba keeps private are used: a dispatcher's `_cache`, `CompileResult._reduce` and `_rebuild` (the same
+in numba 0.60 to 0.68). Where one is missing, kernels run uncached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import pickle
+import re
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from edgellm.backends.cpu import jit_digest, jit_key, jit_progress
+from edgellm.backends.cpu.jit_folder import WRITING, CacheFolders, require_trusted
+
+_MAGIC = b"edgellm-kernel 1"
+_CHECKSUM_BYTES = 32
+_LENGTH_BYTES = 4
+_ADDRESS = " at 0x"  # in the name of a type that another process would name otherwise
+
+_log = logging.getLogger("edgellm")
+
+
+def attach(dispatcher: Any) -> None:
+    """Let a dispatcher of numba keep its code in this cache."""
+    if not hasattr(dispatcher, "_cache"):
+        _log.debug("this numba has no place for a cache: %s stays uncached", dispatcher)
+        return
+    jit_digest.digest()  # now, while the sources are those that were imported
+    dispatcher._cache = KernelCache(dispatcher)
+
+
+@lru_cache(maxsize=1)
+def folders() -> CacheFolders:
+    """The folders of this process."""
+    return CacheFolders()
+
+
+class KernelCache:
+    """One kernel's entries: the methods that numba's dispatcher calls, none of which raises.
+
+    Only functions of this package are kept; others, such as a notebook's, are compiled in each process.
+    """
+
+    def __init__(self, dispatcher: Any) -> None:
+        self._function = dispatcher.py_func
+        self._options = jit_key.describe_options(dispatcher.targetoptions)
+        self._enabled = (self._function.__module__ or "").startswith("edgellm.")
+        self._keys: dict[Any, str | None] = {}
+
+    @property
+    def cache_path(self) -> str | None:
+        """The first folder that entries are looked for in."""
+        found = folders().readable()
+        return str(found[0]) if found else None
+
+    def enable(self) -> None:
+        """Look for entries, and write them."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Do neither."""
+        self._enabled = False
+
+    def flush(self) -> None:
+        """Forget nothing on the disk: `Dispatcher.recompile` asks for new code, and the same sources give the same."""
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """The compile result for argument types, or None."""
+        if not self._enabled:
+            return None
+        try:
+            key = self._keys[signature] = self._key(signature, target_context.codegen())
+            if key is None:
+                return None
+            return self._load(key, target_context)
+        except Exception as error:
+            # whatever it is, compiling again answers it
+            _log.debug("cached %s not used: %r", self._function.__qualname__, error)
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep a compile result."""
+        key = self._keys.pop(signature, None)
+        if not self._enabled or key is None:
+            return
+        try:
+            if result.library.has_dynamic_globals or result.lifted:
+                _log.debug("%s holds addresses of this process and is not kept", self._function.__qualname__)
+                return
+            from numba.core.serialize import dumps
+
+            entry = _entry(key, dumps(result._reduce()))
+        except Exception as error:
+            _log.debug("%s cannot be kept: %r", self._function.__qualname__, error)
+            return
+        self._save(key, entry)
+
+    def _key(self, signature: Any, codegen: Any) -> str | None:
+        types = str(signature)
+        if _ADDRESS in types:
+            return None
+        function = jit_key.describe_function(self._function)
+        described = "\n".join([str(codegen.magic_tuple()), self._options, function])
+        return f"{types} {hashlib.sha256(described.encode()).hexdigest()}"
+
+    def _load(self, key: str, target_context: Any) -> Any:
+        name = self._file_name(key)
+        for folder in folders().readable():
+            path = folder / name
+            try:
+                payload = _payload(path, key)
+                if payload is None:
+                    continue
+                from numba.core.compiler import CompileResult
+
+                target_context.refresh()
+                result = CompileResult._rebuild(target_context, *pickle.loads(payload))
+            except Exception as error:
+                _log.debug("%s is damaged: %r", path, error)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                continue
+            jit_progress.count_loaded()
+            return result
+        return None
+
+    def _save(self, key: str, entry: bytes) -> None:
+        while (folder := folders().writable()) is not None:
+            try:
+                _write(folder / self._file_name(key), entry)
+            except OSError as error:
+                if not folder.is_dir():  # another process pruned it: it is made again
+                    continue
+                folders().give_up(folder, error)
+                continue
+            return
+
+    def _file_name(self, key: str) -> str:
+        readable = re.sub(r"[^A-Za-z0-9_]+", ".", self._function.__qualname__.replace("<locals>", ""))[-60:].strip(".")
+        return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.nbc"
+
+
+def _entry(key: str, payload: bytes) -> bytes:
+    name = key.encode()
+    body = len(name).to_bytes(_LENGTH_BYTES, "little") + name + payload
+    return _MAGIC + hashlib.sha256(body).digest() + body
+
+
+def _payload(path: Path, key: str) -> bytes | None:
+    """The pickle of an entry, None where there is no entry. Raises `ValueError` or `OSError` for one not to be used."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb") as file:
+        require_trusted(os.fstat(descriptor), path)
+        data = file.read()
+    start = len(_MAGIC) + _CHECKSUM_BYTES
+    body = memoryview(data)[start:]
+    if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : start] != hashlib.sha256(body).digest():
+        raise ValueError("checksum")
+    length = int.from_bytes(body[:_LENGTH_BYTES], "little")
+    if bytes(body[_LENGTH_BYTES : _LENGTH_BYTES + length]) != key.encode():
+        raise ValueError("key")
+    return bytes(body[_LENGTH_BYTES + length :])
+
+
+def _write(path: Path, entry: bytes) -> None:
+    """Write aside, then rename: a reader finds all of it or nothing."""
+    aside = path.with_name(f"{path.name}{WRITING}{uuid.uuid4().hex[:12]}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(aside, flags, 0o600), "wb") as file:
+            file.write(entry)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise

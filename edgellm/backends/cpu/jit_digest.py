@@ -1,0 +1,104 @@
+"""Under which name compiled kernels are kept: a digest of all that decides what the machine code is.
+
+That is: every source file of `simd` and of this package (numba's own cache notices a change in the function's file
+only, and answers with stale code after a change in a helper elsewhere), numba, llvmlite and Python, the processor as
+numba compiles for it, and the settings that change code. What a single kernel depends on besides is in its key, see
+`jit_key`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+from numba.core import config
+
+from edgellm._version import __version__
+from edgellm.backends.cpu import jit_key
+
+_PACKAGES = ("edgellm.simd", "edgellm.backends.cpu")
+#: numba's settings that change the code it makes but not the keys of its own cache.
+_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "ENABLE_AVX")
+DIGEST_LENGTH = 24
+
+
+@functools.lru_cache(maxsize=1)
+def digest() -> str:
+    """The digest of this process, `DIGEST_LENGTH` hexadecimal digits. Taken when the first kernel is defined, so that
+    a file edited afterwards cannot lend its digest to older code."""
+    hasher = hashlib.sha256()
+    for part in [*_machine(), *_sources()]:
+        hasher.update(part if isinstance(part, bytes) else part.encode())
+        hasher.update(b"\0")
+    return hasher.hexdigest()[:DIGEST_LENGTH]
+
+
+def _machine() -> list[str]:
+    parts = [numba.__version__, llvmlite.__version__, sys.implementation.cache_tag or sys.version, *_processor()]
+    parts += [f"{name}={getattr(config, name, None)}" for name in _SETTINGS]
+    parts.append(os.environ.get("EDGELLM_ISA", "").strip().lower())
+    return parts
+
+
+def _processor() -> tuple[str, str, str]:
+    """Target triple, name and features, as numba takes them."""
+    try:
+        from numba.core.codegen import get_host_cpu_features
+    except ImportError:
+
+        def get_host_cpu_features() -> str:
+            return str(sorted(llvm.get_host_cpu_features().items()))
+
+    name = config.CPU_NAME if config.CPU_NAME is not None else llvm.get_host_cpu_name()
+    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    return llvm.get_process_triple(), name, features
+
+
+def _sources() -> Iterator[str | bytes]:
+    """Names and contents of the modules: files as a rule, else what the importer of a zip or a frozen program gives."""
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+            files = sorted(Path(folder).rglob("*.py"))
+            if files:
+                for file in files:
+                    yield from (package, file.relative_to(folder).as_posix(), file.read_bytes())
+            else:
+                yield from _from_importer(package, folder)
+
+
+def _from_importer(package: str, folder: str) -> Iterator[str]:
+    names = sorted(module.name for module in pkgutil.iter_modules([folder]))
+    described = [text for text in (_code(f"{package}.{name}") for name in ["__init__", *names]) if text is not None]
+    yield from described
+    if len(described) <= len(names):  # some have no code to look at: the build itself must do
+        yield from (__version__, _build())
+
+
+def _code(name: str) -> str | None:
+    """A module's code in words; None where its importer has none to give."""
+    name = name.removesuffix(".__init__")
+    try:
+        spec = importlib.util.find_spec(name)
+        code = spec.loader.get_code(name)
+    except (ImportError, AttributeError, ValueError, OSError):
+        return None
+    return None if code is None else f"{name} {jit_key.describe_code(code)}"
+
+
+def _build() -> str:
+    """What tells one build of a frozen program from the next."""
+    try:
+        found = os.stat(sys.executable)
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
