@@ -1,0 +1,128 @@
+"""A vector that is a NumPy array: what the emulated ops compute with when the JIT is off."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgellm.simd.target import F32_LANES, I8_LANES, I16_LANES, I32_LANES, U8_LANES
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of a vector: "f32", "i32", "i16", "i8", "u8" or "mask"; element type; number of lanes."""
+
+    name: str
+    dtype: np.dtype
+    lanes: int
+
+    @property
+    def bits(self) -> int:
+        return self.dtype.itemsize * 8
+
+
+F32 = Kind("f32", np.dtype(np.float32), F32_LANES)
+I32 = Kind("i32", np.dtype(np.int32), I32_LANES)
+I16 = Kind("i16", np.dtype(np.int16), I16_LANES)
+I8 = Kind("i8", np.dtype(np.int8), I8_LANES)
+U8 = Kind("u8", np.dtype(np.uint8), U8_LANES)
+_NUMBERS = (F32, I32, I16, I8, U8)
+_INTEGERS = (I32, I16, I8, U8)
+_SIGNED = (F32, I32, I16, I8)
+
+
+def mask_of(kind: Kind) -> Kind:
+    """The type of a comparison of two such vectors."""
+    return Kind("mask", np.dtype(np.bool_), kind.lanes)
+
+
+class Vector:
+    """Lanes of one kind, never changed. Its operators take vectors of the same kind, as the lowered ones do."""
+
+    __hash__ = None
+    __slots__ = ("kind", "lanes")
+
+    def __init__(self, kind: Kind, lanes: Any) -> None:
+        self.kind = kind
+        self.lanes = np.asarray(lanes, kind.dtype)
+        if self.lanes.shape != (kind.lanes,):
+            raise TypeError(f"{kind.name} has {kind.lanes} lanes, not {self.lanes.shape}")
+
+    def __repr__(self) -> str:
+        return f"{self.kind.name}x{self.kind.lanes}({self.lanes.tolist()})"
+
+    def __abs__(self) -> Vector:
+        return self._unary(np.abs, _SIGNED)
+
+    def __neg__(self) -> Vector:
+        return self._unary(np.negative, _SIGNED)
+
+    def __invert__(self) -> Vector:
+        return self._unary(np.invert, (*_INTEGERS, self.kind if self.kind.name == "mask" else None))
+
+    def __lshift__(self, count: int) -> Vector:
+        return self._shift(np.left_shift, count)
+
+    def __rshift__(self, count: int) -> Vector:
+        return self._shift(np.right_shift, count)
+
+    def _unary(self, apply: Callable[[np.ndarray], np.ndarray], allowed: tuple[Any, ...]) -> Vector:
+        if self.kind not in allowed:
+            raise TypeError(f"no {apply.__name__} of {self.kind.name}")
+        return Vector(self.kind, apply(self.lanes))
+
+    def _shift(self, apply: Callable[..., np.ndarray], count: int) -> Vector:
+        if self.kind not in _INTEGERS:
+            raise TypeError(f"no shift of {self.kind.name}")
+        if not 0 <= operator.index(count) < self.kind.bits:
+            raise ValueError(f"shift of {self.kind.name} by {count}")
+        return Vector(self.kind, apply(self.lanes, self.kind.dtype.type(count)))
+
+
+def same_kind(*vectors: Any, allowed: tuple[Kind, ...] = _NUMBERS) -> Kind:
+    """The one kind that all operands are of.
+
+    Raises:
+        TypeError: one is no vector, of another kind, or the kind is not allowed.
+    """
+    kinds = {getattr(vector, "kind", None) for vector in vectors}
+    (kind,) = kinds if len(kinds) == 1 else (None,)
+    if kind not in allowed:
+        raise TypeError(f"no such operation on {', '.join(map(repr, vectors))}")
+    return kind
+
+
+def _binary(apply: Callable[..., np.ndarray], allowed: tuple[Kind, ...], compares: bool) -> Callable[..., Vector]:
+    def method(self: Vector, other: Vector) -> Vector:
+        masks = (self.kind,) if self.kind.name == "mask" and "bitwise" in apply.__name__ else ()
+        kind = same_kind(self, other, allowed=(*allowed, *masks))
+        with np.errstate(all="ignore"):
+            lanes = apply(self.lanes, other.lanes)
+        return Vector(mask_of(kind) if compares else kind, lanes)
+
+    return method
+
+
+for _name, _apply, _allowed in (
+    ("add", np.add, _NUMBERS),
+    ("sub", np.subtract, _NUMBERS),
+    ("mul", np.multiply, (F32, I32, I16)),
+    ("truediv", np.divide, (F32,)),
+    ("and", np.bitwise_and, _INTEGERS),
+    ("or", np.bitwise_or, _INTEGERS),
+    ("xor", np.bitwise_xor, _INTEGERS),
+):
+    setattr(Vector, f"__{_name}__", _binary(_apply, _allowed, compares=False))
+for _name, _apply in (
+    ("lt", np.less),
+    ("le", np.less_equal),
+    ("gt", np.greater),
+    ("ge", np.greater_equal),
+    ("eq", np.equal),
+    ("ne", np.not_equal),
+):
+    setattr(Vector, f"__{_name}__", _binary(_apply, _NUMBERS, compares=True))
