@@ -40,12 +40,14 @@ def run(args: Namespace) -> int:
     """Chat until the input ends or a command ends it."""
     from edgellm.cli.chat_session import ChatSession
     from edgellm.cli.reader import open_reader
+    from edgellm.cli.slash import COMMANDS
 
     terminal = Terminal.of(args)
     sampling = options.sampling_of(args)
     with load(args, terminal) as llm:
         session = ChatSession(llm, args, terminal, sampling)
-        reader = open_reader(terminal, history=not args.no_history)
+        commands = [f"/{name}" for name in COMMANDS]
+        reader = open_reader(terminal, history=not args.no_history, commands=commands)
         if args.load:
             session.restore(os.path.expanduser(args.load))
         session.greet(reader)

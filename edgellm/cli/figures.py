@@ -48,8 +48,8 @@ def statistics(result: object, *, stop_strings: bool = False) -> str:
     if usage.cached_tokens:
         prompt += f" ({usage.cached_tokens} cached)"
     reason = result.finish_reason
-    if reason == "stop" and not stop_strings:
-        reason = "eos"
+    if reason == "stop":
+        reason = "eos or stop text" if stop_strings else "eos"
     parts = [
         prompt,
         f"gen {usage.completion_tokens} tok {rate(usage.completion_tokens - 1, timings.decode_s)}",

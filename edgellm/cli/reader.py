@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,16 +44,22 @@ class EditingReader:
 
     Args:
         history: the history file, None to keep it in memory.
+        commands: what Tab completes, with their slashes.
     """
 
-    def __init__(self, terminal: Terminal, history: Path | None) -> None:
+    def __init__(self, terminal: Terminal, history: Path | None, commands: Sequence[str] = ()) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.shortcuts import CompleteStyle
 
         color = terminal.colored(sys.stdout)
         self._session: Any = PromptSession(
             history=FileHistory(str(history)) if history else InMemoryHistory(),
             key_bindings=_key_bindings(),
+            completer=_completer(commands),
+            complete_while_typing=False,
+            complete_style=CompleteStyle.READLINE_LIKE,
+            reserve_space_for_menu=0,
             enable_open_in_editor=True,
             tempfile_suffix=".txt",
             enable_suspend=True,
@@ -68,6 +74,19 @@ class EditingReader:
             return self._session.prompt([(self._style, prompt)], prompt_continuation=CONTINUED)
         except EOFError:
             return None
+
+
+def _completer(commands: Sequence[str]) -> Any:
+    """Tab completes a command at the start of a line."""
+    from prompt_toolkit.completion import Completer, Completion
+
+    class Commands(Completer):
+        def get_completions(self, document: Any, event: Any) -> Iterator[Any]:
+            typed = document.text_before_cursor
+            if typed.startswith("/") and " " not in typed:
+                yield from (Completion(name, start_position=-len(typed)) for name in commands if name.startswith(typed))
+
+    return Commands()
 
 
 def _key_bindings() -> Any:
@@ -103,11 +122,11 @@ def read_message(line: Callable[[str], str | None]) -> str | None:
     return text.rstrip().removesuffix(_FENCE).strip("\n")
 
 
-def open_reader(terminal: Terminal, *, history: bool) -> Reader:
+def open_reader(terminal: Terminal, *, history: bool, commands: Sequence[str] = ()) -> Reader:
     """The reader that fits the streams of this process; history only where it may and can be kept."""
     if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)) or os.environ.get("TERM") == "dumb":
         return PlainReader(terminal)
-    return EditingReader(terminal, history_file(terminal) if history else None)
+    return EditingReader(terminal, history_file(terminal) if history else None, commands)
 
 
 def history_file(terminal: Terminal) -> Path | None:

@@ -17,7 +17,7 @@ from edgellm.cli.loading import load
 from edgellm.cli.parser import Parser
 from edgellm.cli.stdin import read_all
 from edgellm.cli.terminal import Terminal, is_terminal
-from edgellm.errors import UsageError
+from edgellm.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from edgellm import LLM, Result, Stream
@@ -63,7 +63,7 @@ def run(args: Namespace) -> int:
     """Answer one prompt; 130 where Ctrl-C cut the answer short."""
     terminal = Terminal.of(args)
     _check(args)
-    args.model, args.prompt = _model_and_prompt(args.model, args.prompt)
+    args.model, args.prompt = _model_and_prompt(args.model, args.prompt, terminal)
     sampling = options.sampling_of(args)
     prompt = _read_prompt(args, terminal)
     with load(args, terminal) as llm:
@@ -87,10 +87,12 @@ def _check(args: Namespace) -> None:
         raise UsageError("a system prompt needs the chat template", key="--no-template")
 
 
-def _model_and_prompt(model: str | None, prompt: str | None) -> tuple[str | None, str | None]:
-    """Sort out what one argument alone means."""
+def _model_and_prompt(model: str | None, prompt: str | None, terminal: Terminal) -> tuple[str | None, str | None]:
+    """Sort out what one argument alone means; one word may be a model's name with a slip, so that is said."""
     if prompt is not None or model is None or is_model(model):
         return model, prompt
+    if len(model.split()) == 1 and model != "-":
+        terminal.say(f"note: no model is called {printable(model, 40)}; it is taken as the prompt")
     return None, model
 
 

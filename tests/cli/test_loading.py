@@ -100,4 +100,4 @@ def test_the_statistics_line():
     line = statistics(result)
     assert line.startswith("prompt 812 tok 142 t/s (100 cached) · gen 256 tok 18.2 t/s · ttft 0.41 s · ")
     assert line.endswith("stop eos")
-    assert statistics(result, stop_strings=True).endswith("stop stop")
+    assert statistics(result, stop_strings=True).endswith("stop eos or stop text")

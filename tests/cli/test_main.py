@@ -98,6 +98,25 @@ def test_a_reader_that_leaves_is_no_error(environment, tiny):
     assert done.stdout in ("{ 0\n", "{ 141\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_a_reader_that_leaves_ends_the_answer(environment, tiny):
+    words = f'run "{tiny}" hello -n 30000 --context 32768 -q --no-template'
+    command = f'"{sys.executable}" -m edgellm {words} | head -c 5 > /dev/null; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=20)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_sigterm_ends_an_answer(environment, tiny):
+    words = ["run", str(tiny), "hello", "-n", "30000", "--context", "32768", "-q"]
+    command = [sys.executable, "-m", "edgellm", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.read(1)
+        process.terminate()
+        _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (143, b"")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_an_input_output_error(environment):
     command = f'"{sys.executable}" -m edgellm completion bash > /dev/full'

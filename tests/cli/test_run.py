@@ -19,6 +19,11 @@ def test_one_argument_that_is_no_model_is_a_prompt(cli, scripted):
     assert "<|user|>Say hello<|end|>" in scripted.asked[0]
 
 
+def test_one_word_that_is_no_model_is_said(cli, scripted):
+    assert "no model is called stroies" in cli("run", "stroies").err
+    assert "no model" not in cli("run", "tell stories").err
+
+
 def test_one_argument_that_is_a_model_reads_the_prompt(cli, scripted, tmp_path):
     (tmp_path / "m").mkdir()
     cli("run", tmp_path / "m", stdin="from stdin\n")
@@ -107,7 +112,7 @@ def test_a_model_without_a_template_continues(cli, bare):
 def test_stop_strings_and_statistics(cli, scripted):
     done = cli("run", "guide", "x", "--stop", "lo", "--stats")
     assert done.out == "Hel\n"
-    assert "stop stop" in done.err
+    assert "stop eos or stop text" in done.err
 
 
 def test_control_characters_are_stripped(cli, scripted):

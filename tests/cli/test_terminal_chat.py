@@ -107,6 +107,24 @@ def test_a_paste_of_several_lines_is_one_message(chat):
     child.expect_exact("2 messages")
 
 
+def test_what_is_typed_during_an_answer_waits_for_the_prompt(chat):
+    child = chat("-n", "1500")
+    child.sendline("hello")
+    child.expect(r"\n[^\n]{40,}")
+    child.send("/show\r")
+    child.expect_exact("max_tokens N")
+    assert "/show" not in child.before
+    child.expect_exact("2 messages")
+
+
+def test_tab_completes_a_command(chat):
+    child = chat()
+    child.send("/by\t")
+    child.expect_exact("/bye")
+    child.send("\r")
+    assert code(child) == 0
+
+
 def test_the_history_is_kept_and_can_be_left_out(chat, environment):
     folder = Path(environment["HOME"]) / "state"
     child = chat("--no-history", EDGELLM_STATE_DIR=str(folder))
