@@ -16,13 +16,15 @@ from edgellm.engine.conversation import DEFAULT_MAX_TOKENS, Conversation
 from edgellm.engine.engine import Engine
 from edgellm.engine.eviction import raw_policy, raw_sinks
 from edgellm.engine.results import Result
-from edgellm.engine.sampling import SamplingParams
+from edgellm.engine.sampling import SamplingOptions, SamplingParams
 from edgellm.engine.sequence import Request, check_prompt
 from edgellm.engine.stream import Stream
 from edgellm.engine.transcript import Render, check_text
 from edgellm.errors import TemplateError, UsageError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edgellm.model import ModelConfig
     from edgellm.text import ChatTemplate, Tokenizer
 
@@ -86,33 +88,23 @@ class LLM:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
-        ignore_eos: bool = False,
         evict: str = "shift",
         cancel: threading.Event | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """Continue a prompt.
 
         A text is the programmer's own: special tokens spelled in it are recognised, as in transformers. For what
-        people type use `chat`. Options are those of `SamplingParams`; None takes generation_config.json's where it says
-        `do_sample`, else greedy.
+        people type use `chat`.
 
         Args:
             prompt: text or token ids.
             evict: when the slot is full, "shift" drops the oldest tokens behind the first four; "stop" ends the answer
                 with finish_reason "context".
             cancel: ends the answer once set, with what there is of it.
+            sampling: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+                frequency_penalty, logit_bias, seed, stop, logprobs, ignore_eos, as `SamplingParams` explains them. None
+                takes generation_config.json's where it says `do_sample`, else greedy; max_tokens what fits, up to 4096.
 
         Raises:
             UsageError: an option outside its range, or an empty prompt.
@@ -120,62 +112,19 @@ class LLM:
             NumericalError: the model gave NaN or infinity.
             EngineClosed: after `close`.
         """
-        with self.stream(
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
-            stop=stop,
-            logprobs=logprobs,
-            ignore_eos=ignore_eos,
-            evict=evict,
-            cancel=cancel,
-        ) as stream:
+        with self.stream(prompt, evict=evict, cancel=cancel, **sampling) as stream:
             return stream.drain()
 
     def stream(
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
-        ignore_eos: bool = False,
         evict: str = "shift",
         cancel: threading.Event | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """As `generate`, piece by piece. The stream may be dropped at any time; its `result` is complete at the end."""
-        params = self.defaults.updated(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
-            stop=stop,
-            logprobs=logprobs,
-            ignore_eos=ignore_eos,
-        )
+        params = self.defaults.updated(**sampling)
         tokens = self._ids(prompt)
         geometry = self._engine.geometry
         if params.max_tokens is None:
@@ -199,7 +148,7 @@ class LLM:
         *,
         messages: Sequence[Mapping[str, str]] | None = None,
         evict: str = "shift",
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> Conversation:
         """A conversation, with the model's chat template.
 

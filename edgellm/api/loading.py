@@ -60,28 +60,33 @@ def load(
         plan = planning.make_plan(
             opened, backend=backend, device=device, context=context, cache_dtype=cache_dtype, slots=slots
         )
-        defaults = _defaults(opened)
-        tokenizer, template = load_text(opened)
-        if not force:
-            _check_memory(plan)
-        runner = plan.backend.load(plan.program, opened.weights, threads=threads, progress=progress)
-        try:
-            cache = runner.new_cache(plan.geometry, plan.slots)
-            eos = {*opened.generation.eos_token_ids, tokenizer.eos_token_id} - {None}
-            return LLM(
-                Engine(runner, cache, plan.slots),
-                tokenizer,
-                template=template,
-                render=None if template is None else partial(_render, tokenizer, template),
-                eos_token_ids=eos,
-                defaults=defaults,
-                score_dtype=cache_dtype or "float32",
-                info=_info(plan, runner, cache, tokenizer, template),
-                identity=fingerprint(opened.checkpoint),
-            )
-        except BaseException:
-            runner.close()
-            raise
+        return _loaded(plan, threads, progress, force)
+
+
+def _loaded(plan: planning.Plan, threads: int | None, progress: Callable[[int, int], None] | None, force: bool) -> LLM:
+    """Text files first, then the memory check, then the weights: what fails cheaply fails early."""
+    opened = plan.opened
+    defaults = _defaults(opened)
+    tokenizer, template = load_text(opened)
+    if not force:
+        _check_memory(plan)
+    runner = plan.backend.load(plan.program, opened.weights, threads=threads, progress=progress)
+    try:
+        cache = runner.new_cache(plan.geometry, plan.slots)
+        return LLM(
+            Engine(runner, cache, plan.slots),
+            tokenizer,
+            template=template,
+            render=None if template is None else partial(_render, tokenizer, template),
+            eos_token_ids={*opened.generation.eos_token_ids, tokenizer.eos_token_id} - {None},
+            defaults=defaults,
+            score_dtype=plan.score_dtype,
+            info=_info(plan, runner, cache, tokenizer, template),
+            identity=fingerprint(opened.checkpoint),
+        )
+    except BaseException:
+        runner.close()
+        raise
 
 
 def _render(

@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CACHE_DTYPE = "float16"
+SCORE_DTYPE = "float32"
 MAX_SLOTS = 256
 MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be loaded, and where."""
+    """What is going to be loaded, and where; `score_dtype` is that of the cache for scores and logits."""
 
     opened: OpenedModel
     backend: Backend
     program: Program
     geometry: CacheGeometry
     slots: int
+    score_dtype: str
     memory: MemoryPlan
 
 
@@ -73,7 +75,8 @@ def make_plan(
         dtype=cache_dtype or DEFAULT_CACHE_DTYPE,
     )
     program = fuse(build_program(config))
-    return Plan(opened, chosen, program, geometry, slots, chosen.plan_bytes(program, opened.weights, geometry, slots))
+    needed = chosen.plan_bytes(program, opened.weights, geometry, slots)
+    return Plan(opened, chosen, program, geometry, slots, cache_dtype or SCORE_DTYPE, needed)
 
 
 def choose_context(config: ModelConfig, context: int | None) -> int:

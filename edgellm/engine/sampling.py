@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from edgellm.errors import UsageError
 
 MAX_TOKENS_LIMIT = 2**31 - 1
 MAX_LOGPROBS = 20
+
+
+class SamplingOptions(TypedDict, total=False):
+    """What callers may give of `SamplingParams`; None leaves the default."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: int | None
+    ignore_eos: bool | None
 
 
 @dataclass(frozen=True)

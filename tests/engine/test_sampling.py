@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.engine.sampler import Sampler, log_softmax, top_logprobs
-from edgellm.engine.sampling import SamplingParams
+from edgellm.engine.sampling import SamplingOptions, SamplingParams
 from edgellm.errors import NumericalError, UsageError
 
 
@@ -58,6 +59,10 @@ def test_unknown_options_are_refused_and_none_keeps_the_default():
         SamplingParams().updated(top_q=1)
     params = SamplingParams(temperature=0.5, seed=3).updated(temperature=None, top_k=np.int64(4), stop="a")
     assert (params.temperature, params.seed, params.top_k, params.stop) == (0.5, 3, 4, ("a",))
+
+
+def test_the_options_a_caller_may_give_are_those_of_the_params():
+    assert set(SamplingOptions.__annotations__) == {item.name for item in fields(SamplingParams)}
 
 
 def test_ids_that_are_not_there_are_refused():
