@@ -20,12 +20,13 @@ With `NUMBA_DISABLE_JIT=1` the same kernel runs as plain Python, with every acce
     bits        & | ^ ~ << >> low_nibbles high_nibbles bitcast_*
     compare     < <= > >= == != select
     convert     convert_f32 convert_i32 widen_low widen_high
-    dot         dot_u7i8 dot_u8i8 dot_i8i8: four bytes into each 32-bit lane; tile, tile_set: accumulators in registers
+    dot         dot_u7i8 dot_u8i8 dot_i8i8: four bytes into each 32-bit lane
+    tiles       tile indices tile_set: several vectors at once, in registers, by every op and operator
     shuffle     table_lookup interleave_low interleave_high concat_even concat_odd
     reduce      reduce_add reduce_max
     threads     atomic_add atomic_load atomic_store pause ticks
 
-What each does stands beside it, in `operators.py`, `arithmetic.py`, `memory.py`, `convert.py`, `dot.py`,
+What each does stands beside it, in `operators.py`, `arithmetic.py`, `memory.py`, `convert.py`, `dot.py`, `tile.py`,
 `elementary.py` and `threads.py`; what differs between ISAs in `generic.py`, `x86_avx2.py`, `x86_avx512.py`, `neon.py`.
 """
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from llvmlite import ir
 from numba.core import types
 
+from edgellm.simd.operation import Emitter, constant, form, operation
 from edgellm.simd.target import TARGET
-from edgellm.simd.vector import F32, I8, I16, I32, U8, VECTORS, Emitter, constant, form, mask_of, operation
+from edgellm.simd.vector import F32, I8, I16, I32, U8, VECTORS, mask_of
 
 _FIRST = ir.Constant(ir.IntType(32), 0)
 

@@ -7,7 +7,8 @@ from typing import Any
 from llvmlite import ir
 
 from edgellm.simd.lowering import LOWERING
-from edgellm.simd.vector import F32, I8, I16, I32, U8, VECTORS, Emitter, constant, form, operation
+from edgellm.simd.operation import Emitter, constant, form, operation
+from edgellm.simd.vector import F32, I8, I16, I32, U8, VECTORS
 
 
 @operation(form(F32, I32))

@@ -1,9 +1,11 @@
-"""A vector that is a NumPy array: what the emulated ops compute with when the JIT is off."""
+"""Vectors that are NumPy arrays, and tiles of them: what the emulated ops compute with when the JIT is off."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +100,8 @@ def same_kind(*vectors: Any, allowed: tuple[Kind, ...] = _NUMBERS) -> Kind:
 
 def _binary(apply: Callable[..., np.ndarray], allowed: tuple[Kind, ...], compares: bool) -> Callable[..., Vector]:
     def method(self: Vector, other: Vector) -> Vector:
+        if isinstance(other, Tile):
+            return NotImplemented
         masks = (self.kind,) if self.kind.name == "mask" and "bitwise" in apply.__name__ else ()
         kind = same_kind(self, other, allowed=(*allowed, *masks))
         with np.errstate(all="ignore"):
@@ -126,3 +130,57 @@ for _name, _apply in (
     ("ne", np.not_equal),
 ):
     setattr(Vector, f"__{_name}__", _binary(_apply, _NUMBERS, compares=True))
+
+
+class Tile:
+    """Vectors, or the scalars that go with them, side by side; ops and operators go through them one by one."""
+
+    __hash__ = None
+    __slots__ = ("items",)
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = tuple(items)
+
+    def __repr__(self) -> str:
+        return f"tile{self.items!r}"
+
+    def __getitem__(self, position: int) -> Any:
+        if not 0 <= position < len(self.items):
+            raise IndexError(f"vector {position} of {len(self.items)}")
+        return self.items[position]
+
+
+def over_tiles(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, done for each vector of the tiles among its operands.
+
+    Raises (when called):
+        TypeError: tiles of different lengths.
+    """
+
+    @functools.wraps(function)
+    def each(*operands: Any) -> Any:
+        counts = {len(operand.items) for operand in operands if isinstance(operand, Tile)}
+        if not counts:
+            return function(*operands)
+        if len(counts) > 1:
+            raise TypeError(f"tiles of different lengths: {sorted(counts)}")
+        rows = [operand.items if isinstance(operand, Tile) else [operand] * max(counts) for operand in operands]
+        results = [function(*row) for row in zip(*rows, strict=True)]
+        return None if results[0] is None else Tile(results)
+
+    return each
+
+
+for _name in ("abs", "neg", "invert", "lshift", "rshift", "lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Tile, f"__{_name}__", over_tiles(getattr(operator, f"__{_name}__")))
+for _name in ("add", "sub", "mul", "truediv", "and", "or", "xor"):
+    _apply = getattr(operator, f"__{_name}__")
+    setattr(Tile, f"__{_name}__", over_tiles(_apply))
+    setattr(Tile, f"__r{_name}__", over_tiles(lambda right, left, apply=_apply: apply(left, right)))
+
+
+def lift(namespace: dict[str, Any]) -> None:
+    """Let every public function of a module, given by its globals, go over tiles."""
+    for name, function in list(namespace.items()):
+        if inspect.isfunction(function) and function.__module__ == namespace["__name__"] and not name.startswith("_"):
+            namespace[name] = over_tiles(function)

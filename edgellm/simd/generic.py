@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from edgellm.simd.vector import Emitter, constant
+from edgellm.simd.operation import Emitter, constant
 
 _I16 = ir.IntType(16)
 _I32 = ir.IntType(32)

@@ -13,20 +13,8 @@ from llvmlite import ir
 from numba.core import types
 
 from edgellm.simd.lowering import LOWERING
-from edgellm.simd.vector import (
-    F32,
-    I8,
-    I16,
-    I32,
-    LLVM_VERSION,
-    U8,
-    VECTORS,
-    ArrayOf,
-    Emitter,
-    constant,
-    form,
-    operation,
-)
+from edgellm.simd.operation import LLVM_VERSION, ArrayOf, Emitter, constant, form, operation
+from edgellm.simd.vector import F32, I8, I16, I32, U8, VECTORS
 
 _BYTE, _HALF, _WORD = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _HALVES = (types.uint16, types.int16)

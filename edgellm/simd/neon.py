@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from edgellm.simd.generic import HalfHardware
-from edgellm.simd.vector import Emitter, constant
+from edgellm.simd.operation import Emitter, constant
 
 _I32X4 = ir.VectorType(ir.IntType(32), 4)
 _I16X8 = ir.VectorType(ir.IntType(16), 8)

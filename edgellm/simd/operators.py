@@ -1,4 +1,4 @@
-"""Python's operators over vectors of the same type, lane by lane.
+"""Python's operators over vectors of the same type, lane by lane, and over tiles of them.
 
     + -                 F32 and integers; integers wrap around
     *                   F32, I32, I16
@@ -7,6 +7,7 @@
     & | ^ ~             integers and masks
     << >>               integers by a scalar of 0 .. bits - 1; >> keeps the sign, of U8 it brings in zeros
     < <= > >= == !=     two vectors of one type to a mask; with a NaN all but != are false
+    tile[position]      one vector of a tile; the position, 0 up to its length, is not checked
 
 Registered with numba when this module is imported.
 """
@@ -19,11 +20,13 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
+from numba.core.cgutils import alloca_once_value
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin
 
-from edgellm.simd.vector import F32, I8, I16, I32, INTEGERS, MASKS, VECTORS, Emitter, VectorType, constant, mask_of
+from edgellm.simd.operation import Emitter, constant, lower_with, one_of_each, tiled
+from edgellm.simd.vector import F32, I8, I16, I32, INTEGERS, MASKS, VECTORS, LanesType, TileType, VectorType, mask_of
 
 _SIGNED = (F32, I32, I16, I8)
 
@@ -32,16 +35,15 @@ def _register(symbol: Any, result_of: Callable[..., types.Type | None], paramete
     """Teach numba `symbol`: its result's type from its operands' (None: not ours), and its instructions."""
 
     def generic(self: AbstractTemplate, args: tuple[types.Type, ...], kws: dict[str, types.Type]) -> Any:
-        if kws or len(args) != len(parameters) or not isinstance(args[0], VectorType):
+        if kws or len(args) != len(parameters) or not any(isinstance(operand, LanesType) for operand in args):
             return None
-        result = result_of(*args)
-        return None if result is None else signature(result, *args)
+        one, count = one_of_each(args)
+        result = result_of(*one)
+        return None if result is None else tiled(result, args, one, count)
 
     infer_global(symbol)(type("VectorOperator", (AbstractTemplate,), {"key": symbol, "generic": generic}))
 
-    @lower_builtin(symbol, *parameters)
-    def lower(context: Any, builder: ir.IRBuilder, sig: Any, values: tuple[ir.Value, ...]) -> ir.Value:
-        return emit(Emitter(context, builder, sig.args, sig.return_type), *values)
+    lower_builtin(symbol, *parameters)(lower_with(emit))
 
 
 def _binary(symbol: Any, in_place: Any, allowed: tuple[VectorType, ...], of_floats: str, of_integers: str) -> None:
@@ -50,7 +52,7 @@ def _binary(symbol: Any, in_place: Any, allowed: tuple[VectorType, ...], of_floa
         return getattr(emitter.builder, name)(a, b)
 
     for each in (symbol, in_place):
-        _register(each, lambda a, b: a if a == b and a in allowed else None, (VectorType, VectorType), emit)
+        _register(each, lambda a, b: a if a == b and a in allowed else None, (LanesType, LanesType), emit)
 
 
 def _shift(symbol: Any, in_place: Any, of_signed: str, of_unsigned: str) -> None:
@@ -67,7 +69,7 @@ def _shift(symbol: Any, in_place: Any, of_signed: str, of_unsigned: str) -> None
         return value if value in INTEGERS and isinstance(count, types.Integer) else None
 
     for each in (symbol, in_place):
-        _register(each, result_of, (VectorType, types.Integer), emit)
+        _register(each, result_of, (LanesType, types.Integer), emit)
 
 
 def _comparison(symbol: Any, sign: str) -> None:
@@ -79,11 +81,11 @@ def _comparison(symbol: Any, sign: str) -> None:
             compare = emitter.builder.icmp_unsigned if vector.kind == "u8" else emitter.builder.icmp_signed
         return compare(sign, a, b)
 
-    _register(symbol, lambda a, b: mask_of(a) if a == b and a in VECTORS else None, (VectorType, VectorType), emit)
+    _register(symbol, lambda a, b: mask_of(a) if a == b and a in VECTORS else None, (LanesType, LanesType), emit)
 
 
 def _unary(symbol: Any, allowed: tuple[VectorType, ...], emit: Any) -> None:
-    _register(symbol, lambda a: a if a in allowed else None, (VectorType,), emit)
+    _register(symbol, lambda a: a if a in allowed else None, (LanesType,), emit)
 
 
 def _negate(emit: Emitter, value: ir.Value) -> ir.Value:
@@ -97,6 +99,21 @@ def _absolute(emit: Emitter, value: ir.Value) -> ir.Value:
     if emit.result.kind == "f32":
         return emit.call("llvm.fabs" + suffix, value.type, value)
     return emit.call("llvm.abs" + suffix, value.type, value, ir.Constant(ir.IntType(1), 0))
+
+
+def _register_item() -> None:
+    def generic(self: AbstractTemplate, args: tuple[types.Type, ...], kws: dict[str, types.Type]) -> Any:
+        fits = len(args) == 2 and isinstance(args[0], TileType) and isinstance(args[1], types.Integer)
+        return signature(args[0].element, args[0], types.intp) if fits else None
+
+    template = type("TileItem", (AbstractTemplate,), {"key": operator.getitem, "generic": generic})
+    infer_global(operator.getitem)(template)
+
+    @lower_builtin(operator.getitem, TileType, types.Integer)
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, values: tuple[ir.Value, ...]) -> ir.Value:
+        slot = alloca_once_value(builder, values[0])
+        zero = ir.Constant(values[1].type, 0)
+        return builder.load(builder.gep(slot, [zero, values[1]], inbounds=True))
 
 
 def _register_all() -> None:
@@ -115,6 +132,8 @@ def _register_all() -> None:
     _unary(operator.neg, _SIGNED, _negate)
     _unary(abs, _SIGNED, _absolute)
     _unary(operator.invert, bits, lambda emit, value: emit.builder.not_(value))
+
+    _register_item()
 
 
 _register_all()

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import types
 
 from edgellm.simd.lowering import LOWERING
-from edgellm.simd.vector import ArrayOf, Emitter, form, operation
+from edgellm.simd.operation import ArrayOf, Emitter, form, operation
 
 _CELL = ir.IntType(64)
 _CELLS = ArrayOf(types.int64, bytes_too=False)

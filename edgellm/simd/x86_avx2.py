@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from edgellm.simd.generic import Generic, HalfHardware
-from edgellm.simd.vector import LLVM_VERSION, Emitter, constant
+from edgellm.simd.operation import LLVM_VERSION, Emitter, constant
 
 _I8 = ir.IntType(8)
 _I16 = ir.IntType(16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from edgellm.simd.generic import HalfHardware
-from edgellm.simd.vector import Emitter
+from edgellm.simd.operation import Emitter
 from edgellm.simd.x86_avx2 import VnniDots, X86Waiting
 
 
