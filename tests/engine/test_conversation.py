@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgellm.engine.conversation import Conversation
 from edgellm.engine.sampling import SamplingParams
@@ -332,6 +335,22 @@ def test_hostile_session_files_end_in_a_named_error(tmp_path):
         chat.load(tmp_path)
     assert chat.messages == before
     assert chat.send("two").text == "you said two"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_session_file_is_refused_or_read_but_never_crashes(tmp_path, changes):
+    chat = conversation_of(reply=echo, context=64, system="S")
+    chat.send("one")
+    chat.save(tmp_path / "chat")
+    data = bytearray((tmp_path / "chat").read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    for at, value in changes:
+        data[at % header] = value
+    (tmp_path / "chat").write_bytes(data)
+    with contextlib.suppress(ModelError):
+        chat.load(tmp_path / "chat")
+    assert chat.send("two", max_tokens=2).finish_reason in ("length", "stop")
 
 
 def test_a_numerical_error_ends_the_answer_and_not_the_conversation():

@@ -40,6 +40,35 @@ def test_tokens_are_those_of_a_lone_fresh_run(prompts, windows, slots, chunk, da
 
 
 @settings(max_examples=40, deadline=None)
+@given(PROMPTS, WINDOWS, st.integers(1, 3), st.integers(1, 9), st.data())
+def test_closed_and_dropped_streams_change_nothing_for_the_others(prompts, windows, slots, chunk, data):
+    engine = engine_of(context=48, chunk=chunk, slots=slots, windows=windows)
+    alive = dict(enumerate(submit(engine, prompts)))
+    while alive:
+        at = data.draw(st.sampled_from(sorted(alive)))
+        what = data.draw(st.sampled_from(["next", "next", "next", "close", "cancel", "drop"]))
+        expected = greedy_ids(prompts[at], 8, windows)
+        if what == "next":
+            piece = next(alive[at], None)
+            if piece is None:
+                assert alive.pop(at).result.tokens == expected
+        elif what == "drop":
+            del alive[at]
+        else:
+            stream = alive.pop(at)
+            stream.close() if what == "close" else stream.cancel()
+            list(stream)
+            assert stream.result.tokens == expected[: len(stream.result.tokens)]
+    final = Stream(engine, engine.submit(request_of(prompts[0], context=48))).drain()
+    assert final.tokens == greedy_ids(prompts[0], 8, windows)
+    assert not any(slot.busy for slot in engine._scheduler.slots)
+
+
+def submit(engine, prompts):
+    return [Stream(engine, engine.submit(request_of(prompt, context=48))) for prompt in prompts]
+
+
+@settings(max_examples=40, deadline=None)
 @given(PROMPTS, WINDOWS, st.integers(1, 2), st.integers(1, 9))
 def test_tokens_do_not_depend_on_what_the_slot_held_before(prompts, windows, slots, chunk):
     engine = engine_of(context=48, chunk=chunk, slots=slots, windows=windows)
