@@ -3,12 +3,13 @@
 numba freezes globals and closure variables into the code. Its own cache keys the function's instructions and its
 pickled closure; that misses constants (`x + 1` and `x + 2` have the same instructions) and globals, and never hits
 where a closure holds another compiled function, for each carries a random number. So a function is described here by
-its code, its constants, and the values that its names stand for, on through the functions of this package that it calls.
+its code, its constants, and the values that its names stand for, on through this package's functions that it calls.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +32,8 @@ def describe_code(code: types.CodeType) -> str:
     """Instructions, constants and names of a code object, without paths and line numbers."""
     consts = [describe_code(item) if isinstance(item, types.CodeType) else _constant(item) for item in code.co_consts]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    return f"{code.co_code.hex()} {code.co_argcount} {code.co_kwonlyargcount} {code.co_flags} {names} {consts}"
+    flags = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)  # numba flips others under a profiler
+    return f"{code.co_code.hex()} {code.co_argcount} {code.co_kwonlyargcount} {flags} {names} {consts}"
 
 
 def _constant(value: Any) -> str:
