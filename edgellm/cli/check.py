@@ -17,6 +17,7 @@ from edgellm.cli.loading import LoadingBar
 from edgellm.cli.opening import open_named
 from edgellm.cli.parser import Parser
 from edgellm.cli.terminal import Terminal
+from edgellm.cli.text_filter import strip_controls
 from edgellm.errors import ModelError, NumericalError, printable
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _print(finding: Finding, args: Namespace, terminal: Terminal) -> None:
     stream = sys.stderr if args.json else sys.stdout
     color = {"ok": "green", "failed": "red"}.get(finding.state, "yellow")
     took = f" ({finding.seconds:.1f} s)" if finding.seconds >= 1 else ""
-    line = f"{finding.name:<9} {terminal.style(color, f'{finding.state:<7}', stream)} {finding.detail}{took}"
+    state = terminal.style(color, f"{finding.state:<7}", stream)
+    line = f"{finding.name:<9} {state} {strip_controls(finding.detail)}{took}"
     if args.json:
         terminal.say(line, "")
     else:

@@ -84,7 +84,7 @@ def _configure(name: str, parser: Parser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; nothing but `SystemExit` of the parser leaves this."""
+    """Run one command and return its exit code; nothing but the parser's `SystemExit` leaves this."""
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         parser = build_parser()
@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except Exception as error:
         if debug and not isinstance(error, BrokenPipeError):
-            raise
+            import traceback
+
+            traceback.print_exc()
         return report(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

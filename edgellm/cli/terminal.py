@@ -9,6 +9,8 @@ import textwrap
 from argparse import Namespace
 from typing import IO, Any
 
+from edgellm.cli.text_filter import strip_controls
+
 _STYLES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _NARROWEST = 20
 
@@ -60,9 +62,9 @@ class Terminal:
             self.warn(text, "dim")
 
     def warn(self, text: str, style: str = "yellow") -> None:
-        """A line beside the answer that has to be seen."""
+        """A line beside the answer that has to be seen; it may quote files and messages, so it is filtered."""
         sys.stdout.flush()
-        sys.stderr.write(self.style(style, _wrapped(text)) + "\n")
+        sys.stderr.write(self.style(style, _wrapped(strip_controls(text))) + "\n")
         sys.stderr.flush()
 
     def json(self, value: Any) -> None:
