@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -377,3 +378,36 @@ def test_a_raw_prompt_between_two_turns_takes_the_slot_and_nothing_goes_wrong():
     logits = fresh_logits(fake_render(chat.messages[:-1], True)).copy()
     logits[[EOS, END]] -= 100
     assert result.tokens[0] == int(logits[:262].argmax())
+
+
+def test_an_interrupt_keeps_what_was_said():
+    engine = engine_of(reply=lambda prompt: "a long answer")
+    chat = conversation_of(engine)
+
+    def interrupt(batch):
+        if len(engine.runner.batches) == 5:
+            raise KeyboardInterrupt
+
+    engine.runner.before_run = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        chat.send("go")
+    engine.runner.before_run = None
+    assert chat.messages[-1] == {"role": "assistant", "content": "a lon"}
+    assert chat.send("on").usage.cached_tokens > 5
+
+
+def test_another_thread_cancels_an_answer():
+    engine = engine_of(reply=lambda prompt: "word " * 40, before_run=lambda batch: started.set() or time.sleep(0.005))
+    started = threading.Event()
+    chat = conversation_of(engine)
+
+    def cancel():
+        started.wait(10)
+        chat.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    result = chat.send("go", max_tokens=200)
+    thread.join(10)
+    assert result.finish_reason == "cancelled"
+    assert len(result.text) < 150
