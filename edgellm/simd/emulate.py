@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.simd.emulate_vector import F32, I8, I16, I32, U8, Kind, Tile, Vector, mask_of, same_kind
+from edgellm.simd.emulate_vector import F32, I8, I16, I32, U8, Kind, Tile, Vector, lift, mask_of, same_kind
 
 _ATOMIC = threading.Lock()
 
@@ -239,6 +239,10 @@ def atomic_store(array: np.ndarray, index: int, value: int) -> None:
 
 
 def pause() -> None:
+    time.sleep(0)
+
+
+def yield_thread() -> None:
     time.sleep(0)
 
 

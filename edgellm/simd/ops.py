@@ -46,6 +46,7 @@ if config.DISABLE_JIT:
         tile_set,
         widen_high,
         widen_low,
+        yield_thread,
         zero_f32,
         zero_i32,
     )
@@ -138,6 +139,7 @@ else:
         atomic_store,
         pause,
         ticks,
+        yield_thread,
     )
     from edgellm.simd.tile import indices, tile, tile_set
     from edgellm.simd.vector import F32, I8, I16, I32, U8
@@ -208,6 +210,7 @@ __all__ = [
     "tile_set",
     "widen_high",
     "widen_low",
+    "yield_thread",
     "zero_f32",
     "zero_i32",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from llvmlite import ir
@@ -41,6 +42,12 @@ def atomic_store(emit: Emitter, array: ir.Value, index: ir.Value, value: ir.Valu
 def pause(emit: Emitter) -> None:
     """Tell the processor that this thread spins."""
     LOWERING.pause(emit)
+
+
+@operation(form(types.void))
+def yield_thread(emit: Emitter) -> None:
+    """Let the system run another thread on this processor, if one waits for it."""
+    emit.call("SwitchToThread" if sys.platform == "win32" else "sched_yield", ir.IntType(32))
 
 
 @operation(form(types.int64))
