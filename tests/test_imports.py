@@ -16,7 +16,7 @@ ALLOWED = {
     "formats": ROOT,
     "text": ROOT,
     "model": ROOT | {"formats"},
-    "simd": set(),
+    "simd": {"errors"},
     "backends": ROOT | {"model", "formats"} | WAIST,
     "backends.reference": ROOT | {"model", "formats"} | WAIST,
     "backends.cpu": ROOT | {"model", "formats", "simd"} | WAIST,

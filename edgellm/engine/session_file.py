@@ -3,7 +3,8 @@
 `__metadata__["edgellm_session"]` is JSON:
 
     {"version": 1, "identity": of the model, "cache": of the cache, "evict": ..., "system": text or null,
-     "messages": [{"role", "content"}], "dropped": [...], "slot": null or {"sinks", "evicted", "end", "tokens"}}
+     "messages": [{"role", "content"}], "dropped": [...], "slot": null or {"sinks", "evicted", "end", "forgotten",
+     "tokens"}}
 
 The tensors are those of `Cache.export_slot`. A session file is as little trusted as a model's: everything is checked
 before it is used, and a slot of another cache is left aside.
@@ -32,6 +33,7 @@ from edgellm.jsonfile import parse_json
 
 KEY = "edgellm_session"
 VERSION = 1
+_STATE = ("sinks", "evicted", "end", "forgotten")  # of a SlotState; its slot number is not kept
 MAX_SESSION_JSON_BYTES = 64 << 20
 _TENSOR = re.compile(r"layers\.\d{1,4}\.[a-z_]{1,32}")
 _MAX_END = 2**53
@@ -58,7 +60,7 @@ def write_session(path: str | os.PathLike[str], session: Session, cache: Mapping
     slot = None
     if held is not None:
         state = held.state
-        slot = {"sinks": state.sinks, "evicted": state.evicted, "end": state.end, "tokens": held.tokens}
+        slot = {key: getattr(state, key) for key in _STATE} | {"tokens": held.tokens}
     table = {
         "version": VERSION,
         "identity": session.identity,
@@ -188,13 +190,13 @@ def _read_slot(fields: _Fields, slot: Any, geometry: CacheGeometry, vocab_size: 
     """The slot's state and tokens, which must agree with each other and with the cache."""
     if not isinstance(slot, dict):
         raise fields.refuse("slot", slot, "an object")
-    for key in ("sinks", "evicted", "end"):
+    for key in _STATE:
         if type(slot.get(key)) is not int or not 0 <= slot[key] <= _MAX_END:
             raise fields.refuse(f"slot.{key}", slot.get(key), f"0 to {_MAX_END}")
     tokens = slot.get("tokens")
     if not isinstance(tokens, list) or not all(type(t) is int and 0 <= t < vocab_size for t in tokens):
         raise fields.refuse("slot.tokens", tokens, f"a list of 0 to {vocab_size - 1}")
-    state = SlotState(0, slot["sinks"], slot["evicted"], slot["end"])
+    state = SlotState(0, **{key: slot[key] for key in _STATE})
     if state.length != len(tokens):
         raise fields.refuse("slot.end", slot["end"], f"{len(tokens)} more than slot.evicted")
     if not geometry.unbounded and (state.length > geometry.context or state.sinks >= geometry.context):

@@ -102,7 +102,7 @@ class Slot:
             return Reuse(state, self.tokens)
         if state.evicted and length <= state.sinks:
             # Behind the sinks a new text begins, at the number it would have had: right where no ring has lost a row.
-            state = SlotState(state.slot, end=length) if _rings_whole(geometry, state) else SlotState(state.slot)
+            state = SlotState(state.slot, end=length) if geometry.rings_whole(state) else SlotState(state.slot)
         elif geometry.can_rewind(state, length):
             state = state.rewound(length)
         else:
@@ -121,9 +121,3 @@ class Slot:
         if length <= sinks or not geometry.can_rewind(state, length):
             return None
         return Reuse(state.rewound(length), kept[:length], dropped)
-
-
-def _rings_whole(geometry: CacheGeometry, state: SlotState) -> bool:
-    """Whether no ring layer has overwritten anything yet."""
-    layers = range(len(geometry.windows))
-    return all(geometry.ring_window(layer) is None or state.end <= geometry.rows(layer) for layer in layers)

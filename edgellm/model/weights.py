@@ -72,6 +72,10 @@ class Weights:
             return describe_linear(self.checkpoint, self._file_name("embed_tokens"), self.quantization)
         return describe_linear(self.checkpoint, self._place(name)[0], self.quantization)
 
+    def stored_dtype(self, name: str) -> str:
+        """The safetensors dtype of an embedding or a vector."""
+        return self.checkpoint.info(self._file_name(name) + ".weight").dtype
+
     def unused(self) -> list[str]:
         """Tensors of the file that the program does not read, buffers that follow from the config left out."""
         stems = {

@@ -95,6 +95,7 @@ def _loading_nbytes(weights: Weights, name: str, spec: WeightSpec) -> int:
     if _is_tied(weights, name):
         return 0
     size = _size(spec)
-    if spec.kind == "linear" and weights.describe(name)["kind"] in ("gptq", "awq", "compressed-tensors"):
+    kind = weights.describe(name)["kind"] if spec.kind == "linear" else weights.stored_dtype(name)
+    if kind in ("gptq", "awq", "compressed-tensors"):
         return 4 * size + 3 * size  # the padded float32 copy; words, codes and their transpose
-    return 2 * size
+    return 0 if kind == "F32" else 2 * size

@@ -40,7 +40,7 @@ class ReferenceRunner:
             "backend": "reference",
             "device": "cpu",
             "isa": f"numpy {np.__version__}",
-            "threads": "as numpy's BLAS has them",
+            "threads": "BLAS",
             "weights": "float32",
         }
 
