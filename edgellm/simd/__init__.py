@@ -26,7 +26,7 @@ With `NUMBA_DISABLE_JIT=1` the same kernel runs as plain Python, with every acce
     reduce      reduce_add reduce_max
     threads     atomic_add atomic_load atomic_store pause yield_thread ticks
 
-What each does stands beside it, in `operators.py`, `arithmetic.py`, `memory.py`, `convert.py`, `dot.py`, `tile.py`,
+What each does stands beside it, in `operators.py`, `arithmetic.py`, `memory.py`, `convert.py`, `dot.py`, `tiles.py`,
 `elementary.py` and `threads.py`; what differs between ISAs in `generic.py`, `x86_avx2.py`, `x86_avx512.py`, `neon.py`.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llvmlite import ir
+from numba.core.cgutils import get_or_insert_function
 
 from edgellm.simd.generic import HalfHardware
 from edgellm.simd.operation import Emitter, constant
@@ -41,7 +42,10 @@ class Neon(HalfHardware):
 
     def ticks(self, emit: Emitter) -> ir.Value:
         """The virtual counter: the cycle counter is closed to programs."""
-        return emit.call("llvm.readsteadycounter", _I64)
+        name = emit.builder.module.add_metadata(["cntvct_el0"])
+        kind = ir.FunctionType(_I64, [ir.MetaDataType()])
+        read = get_or_insert_function(emit.builder.module, kind, "llvm.read_volatile_register.i64")
+        return emit.builder.call(read, [name])
 
     def _products(self, emit: Emitter, a: ir.Value, b: ir.Value) -> list[ir.Value]:
         pairs = zip(emit.halves(a), emit.halves(b), strict=True)

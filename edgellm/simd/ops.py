@@ -141,7 +141,7 @@ else:
         ticks,
         yield_thread,
     )
-    from edgellm.simd.tile import indices, tile, tile_set
+    from edgellm.simd.tiles import indices, tile, tile_set
     from edgellm.simd.vector import F32, I8, I16, I32, U8
 
 __all__ = [
