@@ -124,7 +124,7 @@ class KernelCache:
         if _ADDRESS in types:
             return None
         function = jit_key.describe_function(self._function)
-        described = "\n".join([str(codegen.magic_tuple()), self._options, function])
+        described = "\n".join([jit_digest.digest(), str(codegen.magic_tuple()), self._options, function])
         return f"{types} {hashlib.sha256(described.encode()).hexdigest()}"
 
     def _load(self, key: str, target_context: Any) -> Any:

@@ -40,7 +40,7 @@ class CacheFolders:
     """The folders of one process: where to look, and where to put.
 
     Args:
-        roots: the `jit` folders, the best first; None for those of this user.
+        roots: folders that hold one folder a digest, the best first; None for those of this user.
     """
 
     def __init__(self, roots: list[Path] | None = None) -> None:
@@ -103,10 +103,11 @@ class CacheFolders:
 
 
 def user_roots() -> list[Path]:
-    """The `jit` folders of this user, the best first; none is created."""
+    """The folders of this user that hold one folder a digest, the best first; none is created."""
     own = _absolute(os.environ.get("EDGELLM_CACHE_DIR"))
-    bases = [own if own is not None else _user_cache(), _temporary()]
-    return [base / "jit" for base in bases if base is not None]
+    cache = own if own is not None else _user_cache()
+    roots = [None if cache is None else cache / "jit", _temporary()]
+    return [root for root in roots if root is not None]
 
 
 def require_private(folder: Path) -> None:
@@ -212,7 +213,7 @@ def _temporary() -> Path | None:
     if not hasattr(os, "geteuid"):
         return None
     base = _absolute(os.environ.get("TMPDIR")) or Path("/tmp")
-    return base / f"edgellm-{os.geteuid()}"
+    return base / f"edgellm-jit-{os.geteuid()}"
 
 
 def _absolute(text: str | None) -> Path | None:

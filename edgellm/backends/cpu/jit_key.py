@@ -28,6 +28,11 @@ def describe_function(function: Callable[..., Any]) -> str:
     return "\n".join(_function(function, set()))
 
 
+def describe_options(options: dict[str, Any]) -> str:
+    """The options a function is compiled with."""
+    return str(sorted(map(_option, options.items())))
+
+
 def describe_code(code: types.CodeType) -> str:
     """Instructions, constants and names of a code object, without paths and line numbers."""
     consts = [describe_code(item) if isinstance(item, types.CodeType) else _constant(item) for item in code.co_consts]
@@ -76,7 +81,7 @@ def _value(name: str, value: Any, names: tuple[str, ...], seen: set[int]) -> Ite
     """`names` are those that the code may look up in a module."""
     if isinstance(value, types.ModuleType):
         yield f"{name} = module {value.__name__}"
-        if value.__name__.startswith(_OURS) and id(value) not in seen:
+        if value.__name__.startswith(_OURS):
             for attribute in names:
                 if attribute in value.__dict__ and not isinstance(value.__dict__[attribute], types.ModuleType):
                     yield from _value(f"{name}.{attribute}", value.__dict__[attribute], (), seen)
@@ -84,11 +89,15 @@ def _value(name: str, value: Any, names: tuple[str, ...], seen: set[int]) -> Ite
         yield f"{name} = function"
         yield from _function(value, seen)
     elif isinstance(getattr(value, "py_func", None), types.FunctionType):
-        yield f"{name} = compiled with {sorted(map(_option, getattr(value, 'targetoptions', {}).items()))}"
+        yield f"{name} = compiled with {describe_options(getattr(value, 'targetoptions', {}))}"
         yield from _function(value.py_func, seen)
     elif isinstance(getattr(value, "_defn", None), types.FunctionType):  # an intrinsic and its code generator
         yield f"{name} = intrinsic"
         yield from _function(value._defn, seen)
+    elif isinstance(value, (tuple, list)):
+        yield f"{name} = {type(value).__name__} of {len(value)}"
+        for number, item in enumerate(value):
+            yield from _value(f"{name}[{number}]", item, (), seen)
     else:
         yield f"{name} = {_data(value)}"
 
@@ -97,16 +106,13 @@ def _option(item: tuple[str, Any]) -> str:
     return f"{item[0]}={sorted(item[1]) if isinstance(item[1], (set, frozenset)) else item[1]!r}"
 
 
-def describe_options(options: dict[str, Any]) -> str:
-    """The options a function is compiled with."""
-    return str(sorted(map(_option, options.items())))
-
-
 def _data(value: Any) -> str:
     if isinstance(value, _PLAIN):
         return f"{type(value).__name__} {value!r}"
     if isinstance(value, (tuple, list)):
         return f"{type(value).__name__}({', '.join(map(_data, value))})"
+    if isinstance(value, (set, frozenset)):
+        return f"set({', '.join(sorted(map(_data, value)))})"
     if isinstance(value, dict):
         return f"dict({', '.join(f'{_data(key)}: {_data(item)}' for key, item in value.items())})"
     if isinstance(value, np.ndarray):

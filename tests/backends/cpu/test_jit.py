@@ -179,6 +179,14 @@ def test_keys_hold_the_options_of_helpers():
     assert key("def f(x): return h(x)", h=plain) == key("def f(x): return h(x)", h=kernel(helper))
 
 
+def test_keys_look_into_tuples_and_sets():
+    source = "def f(x): return OPS[0](x)"
+    helpers = [kernel(ours(f"def g(x): return x + {number}", "g")) for number in (1, 1, 2)]
+    keys = [key(source, OPS=(helper, helper)) for helper in helpers]
+    assert keys[0] == keys[1] != keys[2]
+    assert key("def f(x): return x in S", S={"a", "b", "c"}) == key("def f(x): return x in S", S={"c", "b", "a"})
+
+
 def test_recursion_in_keys_ends():
     assert "edgellm.made_up.f" in key("def f(x): return f(x - 1) if x else 0")
 
@@ -196,6 +204,16 @@ def test_entries_prove_themselves(tmp_path):
         with pytest.raises(ValueError, match="checksum"):
             jit_cache._payload(file, "key")
     assert [path.name for path in tmp_path.iterdir()] == ["entry.nbc"]
+
+
+def test_a_crash_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jit_cache.os, "replace", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        jit_cache._write(tmp_path / "entry.nbc", b"entry")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])

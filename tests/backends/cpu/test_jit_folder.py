@@ -37,7 +37,7 @@ def old_folder(root: Path, number: int, age: float) -> Path:
 def test_places(no_places, monkeypatch):
     monkeypatch.setattr(jit_folder.sys, "platform", "linux")
     monkeypatch.setenv("HOME", "/home/ann")
-    temporary = Path(f"/tmp/edgellm-{os.geteuid()}/jit")
+    temporary = Path(f"/tmp/edgellm-jit-{os.geteuid()}")
     assert user_roots() == [Path("/home/ann/.cache/edgellm/jit"), temporary]
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert user_roots()[0] == Path("/x/edgellm/jit")
