@@ -1,0 +1,151 @@
+"""Linears of 4- and 8-bit weights: integer dot products in groups (decode and prefill).
+
+    out[t, r] = bias[r] + factor * sum over groups g of
+                xs[t, g] * scale[r, g] * (sum_i code[r, i] * q[t, i] - zero[r, g] * sum_i q[t, i])
+
+The inner sums are exact. Layouts are in `layout.py` (weights) and `linear_tiles.py` (activations). A piece of work is a
+block of LANES rows; for every tile of columns a thread goes through the block once, with the tile's accumulators in
+registers and the weights unpacked once for all its columns. Up to `WIDEST` columns that is decode: weights are read
+once, front to back. Beyond, a block's weights stay in the processor's cache from tile to tile.
+
+Bytes moved: the packed weight, and for every block the tiles' quads out of cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.layout import ALIGNMENT, HEAD_BYTES
+from edgellm.backends.cpu.linear_end import finish_tile
+from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST, full_columns
+from edgellm.backends.cpu.work import share
+from edgellm.simd import (
+    F32_LANES,
+    broadcast_f32,
+    broadcast_i8x4,
+    convert_f32,
+    dot_u7i8,
+    dot_u8i8,
+    fma,
+    high_nibbles,
+    indices,
+    load_f16,
+    load_u8,
+    load_u8_to_i32,
+    low_nibbles,
+    store,
+    tile,
+    zero_f32,
+    zero_i32,
+)
+
+_LANES = F32_LANES
+_VECTOR = 4 * F32_LANES
+
+
+@kernel
+def _nibbles(weights, at):
+    """Eight inputs of a block's rows: the first and the second four."""
+    line = load_u8(weights, at)
+    return low_nibbles(line), high_nibbles(line)
+
+
+@kernel
+def _bytes(weights, at):
+    return load_u8(weights, at), load_u8(weights, at + _VECTOR)
+
+
+@kernel
+def _zeros_u8(weights, at):
+    return convert_f32(load_u8_to_i32(weights, at))
+
+
+def _make_sums(width: int, bits: int) -> Callable[..., None]:
+    """The kernel that leaves a block's sums for one tile of `width` columns in `stage`."""
+    eight_inputs, dot, zeros_of = (_nibbles, dot_u7i8, _zeros_u8) if bits == 4 else (_bytes, dot_u8i8, load_f16)
+    step = _VECTOR * bits // 4  # bytes of eight inputs
+
+    @kernel
+    def sums_of(stage, at, weights, scales, zeros, zero_step, line, quads, quad, xs, scale_at, groups, group):
+        sums = tile(zero_f32(), width)
+        for _ in range(groups):
+            first, second = tile(zero_i32(), width), tile(zero_i32(), width)
+            for _ in range(group // 8):
+                left, right = eight_inputs(weights, line)
+                if width > 2:
+                    first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
+                    first = dot(first, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
+                else:  # twice the chains, or the processor waits for each dot product
+                    first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
+                    second = dot(second, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
+                line += step
+                quad += 2 * width
+            if width <= 2:
+                first += second
+            zero = zeros_of(weights, zeros)
+            exact = fma(-zero, broadcast_f32(xs, indices(scale_at + width, 1, width)), convert_f32(first))
+            sums = fma(exact * broadcast_f32(xs, indices(scale_at, 1, width)), load_f16(weights, scales), sums)
+            scales += 2 * _LANES
+            zeros += zero_step
+            scale_at += 2 * width
+        store(stage, indices(at, _LANES, width), sums)
+
+    return sums_of
+
+
+def _make_sweep(width: int, bits: int) -> Callable[..., None]:
+    """The kernel that takes a range of blocks through a range of tiles, all `width` columns wide."""
+    sums_of = _make_sums(width, bits)
+    zero_bytes = _LANES if bits == 4 else 2 * _LANES
+
+    @kernel
+    def sweep(out, quads, xs, stage, weights, op, columns, planes, first_column, last_column, first, last, stage_at):
+        group = op["group"]
+        groups = (op["inputs"] + group - 1) // group
+        zero_step = zero_bytes if op["own_zeros"] else 0
+        head = (groups * (2 * _LANES + zero_step) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        block_bytes = head + groups * (group // 8) * (_VECTOR * bits // 4)
+        for block in range(first, last):
+            scales = op["weight"] + HEAD_BYTES + block * block_bytes
+            zeros = scales + groups * 2 * _LANES if zero_step > 0 else op["weight"]
+            row = block * _LANES
+            for column in range(first_column, last_column, width):
+                quad, scale_at = column * groups * (group // 4), 2 * column * groups
+                line = scales + head
+                sums_of(
+                    stage, stage_at, weights, scales, zeros, zero_step, line, quads, quad, xs, scale_at, groups, group
+                )
+                out_at = op["out"] + column // planes * op["out_stride"] + row
+                tokens = min(width, columns - column) // planes
+                finish_tile(out, stage, weights, op, out_at, stage_at, tokens, planes, row)
+
+    return sweep
+
+
+def _make_op(bits: int) -> Callable[..., None]:
+    sweep_1, sweep_2, sweep_4 = (_make_sweep(width, bits) for width in (1, 2, 4))
+    widest = _make_sweep(WIDEST, bits) if WIDEST > 4 else sweep_4
+
+    @kernel
+    def op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
+        columns, at = tokens * planes, ith * STAGE
+        first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)
+        full = full_columns(columns)
+        if full > 0:
+            widest(out, quads, xs, stage, weights, op, columns, planes, 0, full, first, last, at)
+        rest = columns - full
+        if rest == 1:
+            sweep_1(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
+        elif rest == 2:
+            sweep_2(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
+        elif rest > 2:
+            sweep_4(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
+
+    return op_linear
+
+
+#: op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth), where `op` is a record with the fields of
+#: `LINEAR_FIELDS`: out float32; quads int32 and xs float32 as `op_quantize` left them; stage float32; weights uint8.
+op_linear_int4 = _make_op(4)
+op_linear_int8 = _make_op(8)

@@ -1,0 +1,138 @@
+"""Activations for the integer dot products: int8 in the groups of the weight that they meet.
+
+One plane:  x ~ scale * q,                    scale = max |x| / 127 of the group,      q = round(x / scale)
+Two planes: x ~ scale * (128 * high + low),   scale = max |x| / (127 * 128),           16 bits in effect
+
+The planes are columns of their own with scales 128 * scale and scale, so the kernels know nothing of them but to add
+their results. The sum of each group's q goes along: it is what a zero point multiplies.
+
+A piece of work is a token's group, which one thread quantizes as a whole. A NaN or an infinity makes the scale NaN, so
+that it reaches the outputs. `op_quantize` reads 4 bytes an input and writes 1 (a plane), `op_arrange` writes 4.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST, tile_width
+from edgellm.backends.cpu.work import share
+from edgellm.simd import (
+    F32_LANES,
+    convert_i32,
+    fma,
+    load_f32,
+    maximum,
+    reduce_add,
+    reduce_max,
+    splat_f32,
+    splat_i32,
+    store_i32_to_i8,
+    zero_f32,
+    zero_i32,
+)
+
+#: Bytes and words of `stage` that a vector of int8 passes through, behind the floats of a group.
+_BYTES_AT = 128
+_TOP = np.float32(127.0)
+_TOP_TWO = np.float32(127.0 * 128.0)
+#: Below it a group counts as zeros: 127 / max would leave float32.
+_SMALLEST = np.float32(1e-30)
+
+
+@kernel
+def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nth):
+    """Quantize `tokens` rows into `planes` planes.
+
+    Args:
+        quads, xs: int32, float32; written, see `linear_tiles.py`.
+        act: float32; where the rows lie, `op` says.
+        stage: float32 [nth * STAGE], scratch.
+        permutations: int32; where there is one, column j reads input permutations[op.permutation + j].
+        op: a record with `LINEAR_FIELDS`: source, source_stride, permutation, inputs, group.
+    """
+    inputs, group, permutation = op["inputs"], op["group"], op["permutation"]
+    groups = (inputs + group - 1) // group
+    columns = tokens * planes
+    first, last = share(ith, nth, tokens * groups)
+    for piece in range(first, last):
+        token, g = piece // groups, piece % groups
+        row = op["source"] + token * op["source_stride"]
+        source, at = act, row + g * group
+        count = min(group, inputs - g * group)
+        if permutation >= 0 or count < group:
+            _gather(stage, ith * STAGE, act, permutations, row, g * group, permutation, count, group)
+            source, at = stage, ith * STAGE
+        column = token * planes
+        tile = column // WIDEST * WIDEST
+        width = tile_width(columns - tile)
+        quad = (tile * groups + g * width) * (group // 4) + column - tile
+        scale_at = 2 * (tile * groups + g * width) + column - tile
+        _quantize_group(quads, xs, source, stage, at, ith * STAGE, quad, scale_at, width, group, planes)
+
+
+@kernel
+def _gather(out, out_at, act, permutations, row, first, permutation, count, group):
+    """A group of a row in the columns' order, zeros behind the last input."""
+    for i in range(count):
+        position = first + i if permutation < 0 else permutations[permutation + first + i]
+        out[out_at + i] = act[row + position]
+    for i in range(count, group):
+        out[out_at + i] = np.float32(0.0)
+
+
+@kernel
+def _quantize_group(quads, xs, source, stage, at, stage_at, quad, scale_at, width, group, planes):
+    most, poison = zero_f32(), zero_f32()
+    for i in range(at, at + group, F32_LANES):
+        x = load_f32(source, i)
+        most = maximum(abs(x), most)
+        poison = fma(x, zero_f32(), poison)
+    largest, nan = reduce_max(most), reduce_add(poison)
+    top = _TOP if planes == 1 else _TOP_TWO
+    step, inverse = np.float32(0.0), np.float32(0.0)
+    if largest > _SMALLEST:
+        step, inverse = largest / top, top / largest
+    total, total_low = zero_i32(), zero_i32()
+    for i in range(0, group, F32_LANES):
+        q = convert_i32(load_f32(source, at + i) * splat_f32(inverse))
+        if planes == 2:
+            high = (q + splat_i32(64)) >> 7
+            low = q - (high << 7)
+            total_low += low
+            _put(quads, stage, stage_at, quad + i // 4 * width + 1, width, low)
+            q = high
+        total += q
+        _put(quads, stage, stage_at, quad + i // 4 * width, width, q)
+    if planes == 2:
+        xs[scale_at + 1] = step + nan
+        xs[scale_at + width + 1] = np.float32(reduce_add(total_low))
+        step *= np.float32(128.0)
+    xs[scale_at] = step + nan
+    xs[scale_at + width] = np.float32(reduce_add(total))
+
+
+@kernel
+def _put(quads, stage, stage_at, quad, width, q):
+    """A vector of numbers as quads that lie `width` apart."""
+    if width == 1:
+        store_i32_to_i8(quads.view(np.int8), 4 * quad, q)
+        return
+    store_i32_to_i8(stage.view(np.int8), 4 * (stage_at + _BYTES_AT), q)
+    words = stage.view(np.int32)
+    for i in range(F32_LANES // 4):
+        quads[quad + i * width] = words[stage_at + _BYTES_AT + i]
+
+
+@kernel
+def op_arrange(xs, act, permutations, op, tokens, ith, nth):
+    """Activations into tiles as they are, for F16 weights. Arguments as in `op_quantize`; each token is done whole."""
+    inputs, permutation = op["inputs"], op["permutation"]
+    first, last = share(ith, nth, tokens)
+    for token in range(first, last):
+        tile = token // WIDEST * WIDEST
+        width = tile_width(tokens - tile)
+        row, out = op["source"] + token * op["source_stride"], tile * inputs + token - tile
+        for i in range(inputs):
+            position = i if permutation < 0 else permutations[permutation + i]
+            xs[out + i * width] = act[row + position]
