@@ -139,10 +139,14 @@ def store_i32_to_i8(emit: Emitter, array: ir.Value, index: ir.Value, value: ir.V
     _write(emit, array, index, emit.builder.trunc(capped, ir.VectorType(_BYTE, I32.lanes)))
 
 
+def _size_of(emit: Emitter, count: ir.Value) -> ir.Value:
+    return emit.builder.mul(count, ir.Constant(count.type, 4))
+
+
 @operation(form(F32, ArrayOf(types.float32), _INDEX, _INDEX))
 def load_n_f32(emit: Emitter, array: ir.Value, index: ir.Value, count: ir.Value) -> ir.Value:
     """The first `count` lanes (0 .. all) from memory, zero in the others, whose memory is not touched."""
-    pointer = emit.pointer(0, array, index, F32.llvm, 0)
+    pointer = emit.pointer(0, array, index, F32.llvm, _size_of(emit, count))
     name = f"llvm.masked.load.v{F32.lanes}f32.p0"
     return emit.call(name, F32.llvm, pointer, *_UNALIGNED, emit.first(count, F32.lanes), constant(F32.llvm, 0.0))
 
@@ -150,20 +154,14 @@ def load_n_f32(emit: Emitter, array: ir.Value, index: ir.Value, count: ir.Value)
 @operation(form(types.void, ArrayOf(types.float32, written=True), _INDEX, F32, _INDEX))
 def store_n(emit: Emitter, array: ir.Value, index: ir.Value, value: ir.Value, count: ir.Value) -> None:
     """The first `count` lanes (0 .. all); memory beyond them is not touched."""
-    pointer = emit.pointer(0, array, index, F32.llvm, 0)
-    emit.call(
-        f"llvm.masked.store.v{F32.lanes}f32.p0",
-        ir.VoidType(),
-        value,
-        pointer,
-        *_UNALIGNED,
-        emit.first(count, F32.lanes),
-    )
+    pointer = emit.pointer(0, array, index, F32.llvm, _size_of(emit, count))
+    mask = emit.first(count, F32.lanes)
+    emit.call(f"llvm.masked.store.v{F32.lanes}f32.p0", ir.VoidType(), value, pointer, *_UNALIGNED, mask)
 
 
-@operation(form(types.void, ArrayOf(bytes_too=True), _INDEX))
+@operation(form(types.void, ArrayOf(types.float32, types.int32, types.uint32, *_HALVES), _INDEX))
 def prefetch(emit: Emitter, array: ir.Value, index: ir.Value) -> None:
     """Ask for the cache line of that element, to be read soon and often. Beyond the array's end it does nothing."""
-    pointer = emit.pointer(0, array, index, _BYTE, 0)
+    pointer = emit.pointer(0, array, index, _BYTE, None)
     arguments = [ir.Constant(_WORD, value) for value in (0, 3, 1)]  # read, keep in all caches, data
     emit.call("llvm.prefetch.p0", ir.VoidType(), pointer, *arguments)

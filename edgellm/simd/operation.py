@@ -72,20 +72,22 @@ class Emitter:
         wide = ir.VectorType(count.type, lanes)
         return self.builder.icmp_signed("<", ir.Constant(wide, list(range(lanes))), self.splat(count, wide))
 
-    def pointer(self, operand: int, array: ir.Value, index: ir.Value, pointee: ir.Type, size_bytes: int) -> ir.Value:
+    def pointer(self, operand: int, array: ir.Value, index: ir.Value, pointee: ir.Type, size_bytes: Any) -> ir.Value:
         """Where element `index` of the array, operand number `operand`, lies, as a pointer to `pointee`.
 
-        Compiled with bounds checks on, the op raises IndexError unless `size_bytes` from there lie in the array.
+        Compiled with bounds checks on, the op raises IndexError unless `size_bytes` (a number or a value of the index's
+        type; None: no matter) from there lie in the array.
         """
         kind = self.operands[operand]
         struct = create_struct_proxy(kind)(self.context, self.builder, array)
-        if self.context.enable_boundscheck:
-            self._check_bounds(struct, index, -(-size_bytes * 8 // kind.dtype.bitwidth))
+        if self.context.enable_boundscheck and size_bytes is not None:
+            size = size_bytes if isinstance(size_bytes, ir.Value) else ir.Constant(index.type, size_bytes)
+            self._check_bounds(struct, index, size, ir.Constant(index.type, kind.dtype.bitwidth // 8))
         return self.builder.bitcast(self.builder.gep(struct.data, [index]), pointee.as_pointer())
 
-    def _check_bounds(self, struct: Any, index: ir.Value, elements: int) -> None:
+    def _check_bounds(self, struct: Any, index: ir.Value, size: ir.Value, itemsize: ir.Value) -> None:
         builder = self.builder
-        end = builder.add(index, ir.Constant(index.type, elements))
+        end = builder.add(index, builder.udiv(size, itemsize))
         negative = builder.icmp_signed("<", index, ir.Constant(index.type, 0))
         with builder.if_then(builder.or_(negative, builder.icmp_signed(">", end, struct.nitems)), likely=False):
             self.context.call_conv.return_user_exc(builder, IndexError, ("vector access outside the array",))

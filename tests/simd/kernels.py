@@ -250,7 +250,7 @@ def word_shuffles(a, b, out):
 @njit(nogil=True)
 def memory(arena, at, typed, out, count):
     """uint8 arena read from byte `at`, any alignment; typed float32 -> out float32 [rows, vector]."""
-    prefetch(arena, at)
+    prefetch(arena, at + arena.shape[0])
     store(out[0], 0, load_f32(arena, at))
     store(out[1], 0, bitcast_f32(load_i32(arena, at)))
     store(out[2], 0, bitcast_f32(load_i16(arena, at)))

@@ -32,7 +32,7 @@ from edgellm.simd import (
 from edgellm.simd.neon import Neon, NeonDotprod
 from edgellm.simd.operation import Emitter
 
-jitted = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="nothing is compiled without the JIT")
+jitted = pytest.mark.skipif(bool(config.DISABLE_JIT or config.BOUNDSCHECK), reason="not the code that kernels run")
 on_avx512 = pytest.mark.skipif(TARGET.isa != "avx512vnni", reason="looks for AVX-512 instructions")
 STEPS, GROUPS, TOKENS = 16, 2, 12
 
@@ -88,19 +88,21 @@ def inner_loop(kernel, tokens: int) -> list[str]:
     np.testing.assert_allclose(y.reshape(tokens, F32_LANES), expected, rtol=1e-5, atol=1e-2)
     (assembly,) = kernel.inspect_asm().values()
     lines = [line.split("#")[0].strip() for line in assembly.splitlines()]
-    first = next(i for i, line in enumerate(lines) if re.match("vpdpbusd|vpmaddubsw|sdot|smull|pmulld|pmuludq", line))
+    first = next(i for i, line in enumerate(lines) if re.match("vpdpbusd|vpmaddubsw|sdot|smull", line))
     start = max(i for i, line in enumerate(lines[:first]) if line.endswith(":"))
     end = next(i for i, line in enumerate(lines) if i > first and line.startswith(("j", "b.", "cbn", "tbn")))
     return [line for line in lines[start + 1 : end + 1] if line and not line.startswith(".")]
 
 
 @jitted
+@pytest.mark.skipif(TARGET.isa == "generic", reason="no instruction to look for")
 @pytest.mark.parametrize(("kernel", "tokens"), [(gemv, 1), (gemm, TOKENS)], ids=["gemv", "gemm"])
 def test_four_bit_products_run_in_registers(kernel, tokens: int) -> None:
     loop = inner_loop(kernel, tokens)
     assert loop
     on_stack = [line for line in loop if "(%rsp)" in line or "[sp" in line]
-    fits = tokens == 1 or TARGET.isa in ("avx512vnni", "neon-dotprod", "neon")  # AVX2 has 16 registers, 12 tokens more
+    roomy = ("avx512vnni", "neon-dotprod", "neon")  # 32 registers; AVX2 has 16, where a single token fits
+    fits = TARGET.isa in roomy or tokens == 1
     assert not (fits and on_stack)
 
 

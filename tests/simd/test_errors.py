@@ -18,10 +18,12 @@ from edgellm.simd import (
     indices,
     load_f32,
     load_i32,
+    load_n_f32,
     load_u8,
     splat_f32,
     splat_i32,
     store,
+    store_n,
     tile,
     zero_f32,
     zero_i32,
@@ -75,6 +77,11 @@ def copy_bytes(source, at, out):
 
 
 @njit(boundscheck=True)
+def copy_n(source, at, out, count):
+    store_n(out, 0, load_n_f32(source, at, count), count)
+
+
+@njit(boundscheck=True)
 def copy_tile(source, step, out):
     store(out, indices(0, F32_LANES, 2), load_f32(source, indices(0, step, 2)))
 
@@ -90,6 +97,10 @@ def test_accesses_outside_an_array_raise_where_they_are_checked() -> None:
             copy(source, at, out)
     with pytest.raises(IndexError, match="vector access"):
         copy_tile(source, F32_LANES + 1, out)
+    copy_n(source, 2 * F32_LANES - 1, out, 1)
+    assert out[0] == 2 * F32_LANES - 1
+    with pytest.raises(IndexError, match="vector access"):
+        copy_n(source, 2 * F32_LANES - 1, out, 2)
     with pytest.raises(IndexError, match="vector access"):
         copy_bytes(source.view(np.uint8), 4 * F32_LANES + 1, out.view(np.uint8))
 

@@ -50,6 +50,7 @@ def floats():
     # Products whose second rounding would show, and sums that cancel.
     a[100:104] = b[100:104] = [1 + 2**-12, 1 - 2**-12, 3.0, 1e20]
     c[100:104] = [-1.0, 2**-30, -9.0, -INF]
+    a[104:108], b[104:108] = [0.0, -0.0, NAN, 1.0], [-0.0, 0.0, 1.0, NAN]
     out = np.empty((len(kernels.FLOAT_ROWS), 128), np.float32)
     compared = np.empty((6, 128), np.float32)
     kernels.floats(a, b, c, out, compared)
