@@ -16,8 +16,8 @@ when whole.
     bytes 16-47  SHA-256 of the rest
     then         length of the key (4 bytes, little-endian), the key in UTF-8, the pickle
 
-Three names that numba keeps private are used: a dispatcher's `_cache`, `CompileResult._reduce` and `_rebuild` (the same
-in numba 0.60 to 0.68). Where one is missing, kernels run uncached.
+Three names that numba keeps private are used: a dispatcher's `_cache`, `CompileResult._reduce` and `_rebuild` (tried
+with numba 0.68). Where one is missing, kernels run uncached.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ class KernelCache:
                     continue
                 folders().give_up(folder, error)
                 continue
+            folders().written(folder)
             return
 
     def _file_name(self, key: str) -> str:

@@ -72,8 +72,6 @@ class CacheFolders:
                 continue
             if self._readable is not None and folder not in self._readable:
                 self._readable.append(folder)
-            if self._refused:
-                self._warn(f"they are kept in {root} instead")
             return folder
         self._warn("they are compiled anew in every process")
         return None
@@ -82,6 +80,11 @@ class CacheFolders:
         """Writing to `folder` failed: never try again in this process."""
         self._hopeless.add(folder.parent)
         self._refused.append(f"{folder.parent}: {error.strerror or error}")
+
+    def written(self, folder: Path) -> None:
+        """Writing to `folder` succeeded: where others were refused before, that is said now."""
+        if self._refused:
+            self._warn(f"they are kept in {folder.parent} instead")
 
     def _exists(self, root: Path) -> bool:
         try:

@@ -217,19 +217,23 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-def test_a_full_or_readonly_disk_is_said_once(number, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("second_works", [False, True])
+def test_a_full_or_readonly_disk_is_said_once(number, second_works, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "edgellm")
-    folders = jit_folder.CacheFolders([tmp_path / "jit"])
+    folders = jit_folder.CacheFolders([tmp_path / "one", tmp_path / "two"])
     monkeypatch.setattr(jit_cache, "folders", lambda: folders)
     tried = []
 
-    def refuse(path, entry):
-        tried.append(path)
-        raise OSError(number, "no")
+    def write(path, entry):
+        tried.append(path.parent.parent.name)
+        if tried[-1] == "one" or not second_works:
+            raise OSError(number, "no")
 
-    monkeypatch.setattr(jit_cache, "_write", refuse)
+    monkeypatch.setattr(jit_cache, "_write", write)
     cache = jit_cache.KernelCache(kernel(ours("def f(x): return x")))
-    for name in ("one", "two"):
+    for name in ("key 1", "key 2"):
         cache._save(name, b"entry")
-    assert len(tried) == 1
-    assert len(caplog.records) == 1
+    assert tried == ["one", "two"] + ["two"] * second_works
+    assert [("instead" in record.message, "anew" in record.message) for record in caplog.records] == [
+        (second_works, not second_works)
+    ]
