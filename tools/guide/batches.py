@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tools.guide.conversations import Conversation, Generator, Turn
+from tools.guide.conversations import SHARES, Conversation, Generator, Turn
 from tools.guide.intents import all_intents
 from tools.guide.sums import Sum
 from tools.guide.vocabulary import Vocabulary
 
 SHORT_ROW, LONG_ROW = 256, 1024
-_LONG_SHARE = 0.1  # of the batches: keeps long chats sane up to max_position_embeddings
-# An answer is settled by its first words; most single questions are cut there, so that a batch holds more of them.
-_CUT_SHARE, _CUT_LENGTH = 0.7, 14
 _OPENING_LENGTH, _OPENING_WEIGHT = 4, 4.0
-_STORY_WEIGHT = 0.4  # a story is drawn by chance: its loss is mostly noise that would drown the rest
 
 Encoded = tuple[list[int], list[float]]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a part of the training sees.
+
+    long: share of batches with conversations up to max_position_embeddings, which keeps long chats sane.
+    lone: share of the other conversations that have one turn only, besides those drawn so.
+    cut: share of the lone questions whose answer ends after `_CUT_LENGTH` ids: the first words settle an answer, so a
+        batch of them holds more questions.
+    question: weight of the question's own ids in the loss, those of an answer counting 1.
+    story: weight of the ids of a story. It is drawn by chance, so its loss is mostly noise.
+    shares: how often each kind of turn comes.
+    """
+
+    long: float
+    lone: float
+    cut: float
+    question: float
+    story: float
+    shares: Mapping[str, float]
+
+
+_CUT_LENGTH = 14
+# The answers are learned by heart within a few hundred steps; then the questions are what is hard, and last the
+# copying of numbers and names.
+_COPYING = {"help": 0.55, "sum": 0.18, "hard sum": 0.02, "story": 0.08, "talk": 0.07, "beyond": 0.1}
+PHASES = {
+    0: Mix(long=0.1, lone=0.0, cut=0.7, question=0.0, story=0.4, shares=SHARES),
+    800: Mix(long=0.06, lone=0.7, cut=0.92, question=0.1, story=0.4, shares=SHARES),
+    1400: Mix(long=0.06, lone=0.7, cut=0.92, question=0.1, story=1.0, shares=_COPYING),
+}
 
 
 @dataclass(frozen=True)
@@ -38,33 +66,33 @@ class Batch:
     weights: Tensor
 
 
-def encode_weighted(conversation: Conversation, vocabulary: Vocabulary) -> Encoded:
-    """The ids, and the weight of each in the loss: 0 for what the model does not write."""
+def encode_weighted(conversation: Conversation, vocabulary: Vocabulary, mix: Mix) -> Encoded:
+    """The ids, and the weight of each in the loss."""
     ids, written = vocabulary.encode(conversation.messages())
-    weights = [float(by_model) for by_model in written]
+    weights = [1.0 if by_model else mix.question for by_model in written]
     starts = [i for i in range(1, len(ids)) if written[i] and not written[i - 1]]
     for start, turn in zip(starts, conversation.turns, strict=True):
         end = written.index(False, start) if False in written[start:] else len(ids)
         weights[start : start + _OPENING_LENGTH] = [_OPENING_WEIGHT] * len(weights[start : start + _OPENING_LENGTH])
         if turn.topic == "story":
-            weights[start:end] = [_STORY_WEIGHT] * (end - start)
+            weights[start:end] = [mix.story] * (end - start)
     return ids, weights
 
 
-def encode_within(conversation: Conversation, vocabulary: Vocabulary, limit: int) -> Encoded:
+def encode_within(conversation: Conversation, vocabulary: Vocabulary, limit: int, mix: Mix) -> Encoded:
     """The longest start of whole turns with at most `limit` ids; the first turn always stays, cut if it must be."""
     turns = conversation.turns
     while True:
-        ids, weights = encode_weighted(Conversation(conversation.system, turns), vocabulary)
+        ids, weights = encode_weighted(Conversation(conversation.system, turns), vocabulary, mix)
         if len(ids) <= limit or len(turns) == 1:
             return ids[:limit], weights[:limit]
         turns = turns[: max(1, min(len(turns) - 1, int(len(turns) * limit / len(ids)) + 1))]
 
 
-def cut_answer(encoded: Encoded) -> Encoded:
+def cut_answer(encoded: Encoded, vocabulary: Vocabulary) -> Encoded:
     """Only the first words of the one answer."""
     ids, weights = encoded
-    end = next(i for i, weight in enumerate(weights) if weight) + _CUT_LENGTH
+    end = ids.index(vocabulary.roles["assistant"]) + 1 + _CUT_LENGTH
     return ids[:end], weights[:end]
 
 
@@ -90,19 +118,20 @@ def pack(rows: list[list[Encoded]], length: int) -> Batch:
 
 def training_batch(vocabulary: Vocabulary, seed: int, step: int, tokens: int) -> Batch:
     """Batch number `step` of the run `seed`: about `tokens` ids. Nothing else decides it: a run can go on anywhere."""
-    generator = Generator(seed * 1_000_003 + step)
-    long = generator.rng.random() < _LONG_SHARE
+    mix = next(mix for start, mix in reversed(PHASES.items()) if step >= start)
+    generator = Generator(seed * 1_000_003 + step, mix.shares)
+    long = generator.rng.random() < mix.long
     length = LONG_ROW if long else SHORT_ROW
     rows: list[list[Encoded]] = [[] for _ in range(tokens // length)]
     room = [length] * len(rows)
     failures = 0
-    drawn = _long_conversations(generator) if long else iter(generator)
+    drawn = _long_conversations(generator) if long else _conversations(generator, mix)
     while failures < 8:
         conversation = next(drawn)
-        encoded = encode_within(conversation, vocabulary, length)
+        encoded = encode_within(conversation, vocabulary, length, mix)
         only = conversation.turns[0].topic if len(conversation.turns) == 1 else "several"
-        if only not in ("sum", "story", "several") and generator.rng.random() < _CUT_SHARE:
-            encoded = cut_answer(encoded)
+        if only not in ("sum", "story", "several") and generator.rng.random() < mix.cut:
+            encoded = cut_answer(encoded, vocabulary)
         fitting = [r for r, free in enumerate(room) if free >= len(encoded[0])]
         if fitting:
             best = min(fitting, key=room.__getitem__)
@@ -111,6 +140,12 @@ def training_batch(vocabulary: Vocabulary, seed: int, step: int, tokens: int) ->
         else:
             failures += 1
     return pack([row for row in rows if row], length)
+
+
+def _conversations(generator: Generator, mix: Mix) -> Iterator[Conversation]:
+    drawn = iter(generator)
+    while True:
+        yield generator.conversation(1) if mix.lone and generator.rng.random() < mix.lone else next(drawn)
 
 
 def _long_conversations(generator: Generator) -> Iterator[Conversation]:
@@ -127,7 +162,7 @@ def heldout_batches(vocabulary: Vocabulary, rows: int = 32) -> list[Batch]:
         if made.heldout:
             pairs.append((f"What is {made.a} {made.sign} {made.b}?", made.answer()))
     conversations = (Conversation(None, (Turn(question, answer, "held out"),)) for question, answer in pairs)
-    encoded = [encode_weighted(conversation, vocabulary) for conversation in conversations]
+    encoded = [encode_weighted(conversation, vocabulary, PHASES[0]) for conversation in conversations]
     encoded.sort(key=lambda pair: len(pair[0]))
     groups = [encoded[i : i + rows] for i in range(0, len(encoded), rows)]
     return [pack([[pair] for pair in group], max(len(ids) for ids, _ in group)) for group in groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tools.guide import stories, sums
@@ -11,11 +11,12 @@ from tools.guide.grammar import expand, macros, pseudo_word
 from tools.guide.intents import Intent, all_intents, heldout_wordings, normalized
 from tools.guide.noise import as_typed
 
-# Shares of the turns; the help files hold a hundred intents, talk and beyond a dozen each.
-_SHARES = {"help": 0.61, "sum": 0.13, "hard sum": 0.02, "story": 0.05, "talk": 0.08, "beyond": 0.11}
+# How often each kind of turn comes, as a rule; the help files hold a hundred intents, talk and beyond a dozen each.
+SHARES = {"help": 0.61, "sum": 0.13, "hard sum": 0.02, "story": 0.05, "talk": 0.08, "beyond": 0.11}
 _HEAVY = {"convert_4bit": 4.0, "what_is": 2.0, "install": 2.0, "chat": 2.0, "fit": 2.0, "jetson": 2.0, "gguf": 1.5}
 _MORE = ["tell me more", "more details please", "can you explain more", "go on", "say more", "more",
-         "more about that", "what else should i know", "explain that a bit more", "tell me more about it", "anything else about it"]  # fmt: skip
+         "more about that", "what else should i know",
+         "explain that a bit more", "tell me more about it", "anything else about it"]  # fmt: skip
 _SYSTEMS = [
     "You are the guide of edgellm.", "You are a helpful assistant.", "Be brief.", "Answer in one sentence.",
     "You are a friendly assistant.", "Answer briefly and clearly.", "You are a teacher.", "Be polite.",
@@ -53,10 +54,11 @@ class Conversation:
 
 
 class Generator:
-    """Draws conversations from one seed."""
+    """Draws conversations from one seed, the kinds of turns by `shares`."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, shares: Mapping[str, float] = SHARES) -> None:
         self.rng = random.Random(seed)
+        self._shares = shares
         self._pools: dict[str, list[Intent]] = {"help": [], "talk": [], "beyond": []}
         for intent in all_intents():
             self._pools[intent.group if intent.group in self._pools else "help"].append(intent)
@@ -105,7 +107,7 @@ class Generator:
             follow = self._follow(last)
             if follow is not None:
                 return follow
-        kind = rng.choices(list(_SHARES), list(_SHARES.values()))[0]
+        kind = rng.choices(list(self._shares), list(self._shares.values()))[0]
         if kind == "sum":
             made = sums.draw_sum(rng)
             return Turn(self._sum_typed(sums.ask(made, rng)), made.answer(), "sum", made.result)

@@ -28,7 +28,7 @@ def torch_answerer(run: Path) -> Answerer:
 
     from tools.guide.decode import greedy, load_run
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     model, vocabulary, _ = load_run(run)
 
     def answer(cases: list[Case]) -> list[str]:
@@ -50,8 +50,12 @@ def edgellm_answerer(model: str) -> Answerer:
 
     llm = edgellm.load(model, backend="reference")
 
+    def one(case: Case) -> str:
+        with llm.chat(messages=case.before) as chat:
+            return chat.send(case.question, max_tokens=_MAX_TOKENS, temperature=0).text
+
     def answer(cases: list[Case]) -> list[str]:
-        return [llm.generate(case.messages(), max_tokens=_MAX_TOKENS, temperature=0).text for case in cases]
+        return [one(case) for case in cases]
 
     return answer
 

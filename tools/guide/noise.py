@@ -36,7 +36,8 @@ _ASKING = [
     "would", "may", "should", "am", "was", "have",
 ]  # fmt: skip
 _FRONT = ["hi, ", "hello, ", "hey, ", "ok, ", "so, ", "please, ", "sorry, ", "one more question: ",
-          "another question: ", "quick question: ", "i was wondering, ", "tell me, ", "excuse me, ", "i am a beginner, ", "and ", "well, ",
+          "another question: ", "quick question: ", "i was wondering, ", "tell me, ", "excuse me, ",
+          "i am a beginner, ", "and ", "well, ",
           "now ", "thanks, and ", "then ", "by the way, ", "dear guide, "]  # fmt: skip
 _BACK = [" please", " thanks", ", please", " again", " now", " thank you", " right away", " exactly",
          " in short", " if i may ask", " for me", ", do you know", ", any idea", " then", " really"]  # fmt: skip
