@@ -1,4 +1,4 @@
-"""What threads that never leave compiled code meet through: atomics on int64 arrays, a spin hint, a clock."""
+"""What threads that never leave compiled code meet through: atomics on int64 arrays, ways to wait, a clock."""
 
 from __future__ import annotations
 

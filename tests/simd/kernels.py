@@ -76,6 +76,7 @@ from edgellm.simd import (
     tile_set,
     widen_high,
     widen_low,
+    yield_thread,
     zero_f32,
     zero_i32,
 )
@@ -320,4 +321,5 @@ def elapsed(turns):
     start = ticks()
     for _ in range(turns):
         pause()
+        yield_thread()
     return ticks() - start
