@@ -127,6 +127,8 @@ class Tree:
             **os.environ,
             "EDGELLM_CACHE_DIR": str(self.cache),
             "NUMBA_CACHE_DIR": str(self.folder / "numba"),
+            "NUMBA_DISABLE_JIT": None,
+            "EDGELLM_ISA": None,
             "PYTHONPATH": str(path or self.folder / "lib"),
             "TMPDIR": str(self.folder),
             **environ,

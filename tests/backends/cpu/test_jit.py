@@ -37,9 +37,16 @@ def key(source: str, **values) -> str:
     return jit_key.describe_function(ours(source, **values))
 
 
+@pytest.fixture(autouse=True)
+def jit_on(monkeypatch):
+    """These tests are about the compiler, so they use it in a run with NUMBA_DISABLE_JIT=1 too."""
+    monkeypatch.setattr(config, "DISABLE_JIT", 0)
+
+
 @pytest.fixture
 def fresh_digest(monkeypatch):
     """The digest as another process would take it."""
+    monkeypatch.delenv("EDGELLM_ISA", raising=False)
     return jit_digest.digest.__wrapped__
 
 
