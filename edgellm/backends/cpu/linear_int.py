@@ -18,7 +18,7 @@ from collections.abc import Callable
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT, HEAD_BYTES
 from edgellm.backends.cpu.linear_end import finish_tile
-from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST, full_columns
+from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST, full_columns
 from edgellm.backends.cpu.work import share
 from edgellm.simd import (
     F32_LANES,
@@ -34,6 +34,7 @@ from edgellm.simd import (
     load_u8,
     load_u8_to_i32,
     low_nibbles,
+    prefetch,
     store,
     tile,
     zero_f32,
@@ -79,6 +80,8 @@ def _make_sums(width: int, bits: int) -> Callable[..., None]:
                 else:  # twice the chains, or the processor waits for each dot product
                     first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
                     second = dot(second, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
+                if width > 2:
+                    prefetch(weights, line + PREFETCH_BYTES)
                 line += step
                 quad += 2 * width
             if width <= 2:

@@ -38,6 +38,11 @@ LINEAR_FIELDS = [
 ]
 #: Columns of a tile. In 32 vector registers 8 integer and 8 float accumulators stay put, in 16 registers 4 and 4.
 WIDEST = 4 if TARGET.arch == "x86" and TARGET.isa != "avx512vnni" else 8
+#: How far ahead of a tile of more than two columns weights are asked for: between their lines lies so much arithmetic
+#: that the processor's own prefetcher falls behind. Zen 4, one thread, shapes of a 1B layer, 4 bits, GB/s without it
+#: and at 1024, 4096, 8192 bytes: 4 columns 10.6, 13.1, 14.0, 13.2; 8 columns 8.3, 10.6, 11.5, 11.3
+#: (`tools/bench_kernels.py --clock cpu`).
+PREFETCH_BYTES = 4096
 #: Floats a thread has to itself in `stage`.
 STAGE = max(256, WIDEST * F32_LANES)
 

@@ -1,0 +1,130 @@
+"""Linears against plain NumPy that quantizes the activations the same way; teams of every size give the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellm.simd.target import TARGET
+from tests.backends.cpu.linear_small import results
+from tests.backends.cpu.linears import Linear, nmse, random_weight
+
+BOUND = 1e-7
+TOKENS = (1, 2, 3, 7, 8, 9, 33)
+SIZES = [(40, 256, 128), (33, 200, 64), (5, 70, 32), (50, 96, 16), (21, 520, 256), (18, 100, 100)]
+
+
+def activations(tokens: int, inputs: int, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng((seed, tokens)).standard_normal((tokens, inputs)).astype(np.float32)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "inputs", "group_size"), SIZES)
+def test_codes_meet_quantized_activations(rows, inputs, group_size, bits, planes) -> None:
+    linear = Linear(random_weight(rows, inputs, bits, group_size))
+    for tokens in TOKENS:
+        x = activations(tokens, inputs)
+        assert nmse(linear.run(x, planes), linear.expected(x, planes)) < BOUND
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(40, 64), (5, 71), (33, 1)])
+def test_dense_weights(rows: int, inputs: int) -> None:
+    linear = Linear(np.random.default_rng(1).standard_normal((rows, inputs)).astype(np.float32))
+    for tokens in TOKENS:
+        x = activations(tokens, inputs)
+        assert nmse(linear.run(x), linear.expected(x)) < BOUND
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "f16"])
+def test_results_do_not_depend_on_the_team(kind: str) -> None:
+    dense = np.random.default_rng(1).standard_normal((75, 160)).astype(np.float32)
+    linear = Linear(dense) if kind == "f16" else Linear(random_weight(75, 160, 4 if kind == "int4" else 8, 32))
+    for tokens in TOKENS:
+        x = activations(tokens, 160)
+        for planes in (1, 2):
+            alone = linear.run(x, planes)
+            assert all(np.array_equal(alone, linear.run(x, planes, nth)) for nth in (2, 3, 7))
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "f16"])
+@pytest.mark.parametrize("rows", [32, 37])
+def test_bias_permutation_and_residual(kind: str, rows: int) -> None:
+    rng = np.random.default_rng(2)
+    bias = rng.standard_normal(rows).astype(np.float32)
+    if kind == "f16":
+        linear = Linear(rng.standard_normal((rows, 100)).astype(np.float32), bias=bias)
+    else:
+        linear = Linear(random_weight(rows, 100, 4 if kind == "int4" else 8, 32, permuted=True), bias=bias)
+    for tokens in (1, 5):
+        x, before = activations(tokens, 100), rng.standard_normal((tokens, rows)).astype(np.float32)
+        assert nmse(linear.run(x), linear.expected(x)) < BOUND
+        expected = before + 0.25 * linear.expected(x)
+        assert nmse(linear.run(x, before=before, multiplier=0.25), expected) < BOUND
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_extreme_codes_and_zero_points_are_exact(bits: int) -> None:
+    weight = random_weight(16, 128, bits, 128)
+    weight.codes[:8], weight.codes[8:] = 0, (1 << bits) - 1
+    weight.zeros[:, 0] = np.array([0, 1 << bits] * 8)
+    linear = Linear(weight)
+    x = np.where(np.arange(128) < 64, 1.0, -1.0).astype(np.float32)[None] * np.array([[1.0], [3.0]], np.float32)
+    x[1] = 3.0
+    assert np.allclose(linear.run(x), linear.expected(x), rtol=1e-6, atol=0)
+    assert np.allclose(linear.run(x, planes=2), linear.expected(x, 2), rtol=1e-6, atol=0)
+
+
+def test_activations_that_are_zero_tiny_or_no_numbers() -> None:
+    linear = Linear(random_weight(20, 64, 4, 32))
+    x = activations(4, 64)
+    x[0], x[1, 3], x[2, 40], x[3, :32] = 0, np.nan, np.inf, 1e-38
+    for planes in (1, 2):
+        found = linear.run(x, planes)
+        assert (found[0] == 0).all()
+        assert np.isnan(found[1:3]).all()
+        assert nmse(found[3:], linear.expected(x[3:], planes)) < BOUND
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_two_planes_lose_almost_nothing(bits: int) -> None:
+    linear = Linear(random_weight(64, 1024, bits, 128))
+    x = activations(8, 1024)
+    exact = x.astype(np.float64) @ linear.dense.astype(np.float64).T
+    assert 1e-6 < nmse(linear.run(x, 1), exact) < 1e-4
+    assert nmse(linear.run(x, 2), exact) < 1e-8
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "rounded", "f16"])
+def test_an_embedding_is_rows_of_the_packed_weight(kind: str) -> None:
+    dense = np.random.default_rng(1).standard_normal((53, 100)).astype(np.float32)
+    linears = {"int4": (random_weight(53, 100, 4, 32), 16), "int8": (random_weight(53, 100, 8, 32), 16)}
+    linear = Linear(*linears.get(kind, (dense, 8 if kind == "rounded" else 16)))
+    ids = np.array([0, 52, 17, 16, 15, 17], np.int32)
+    expected = linear.dense[ids] * np.float32(0.5)
+    for nth in (1, 2, 7):
+        assert np.array_equal(linear.rows_of(ids, nth), expected)
+
+
+def test_the_small_table_on_this_instruction_set() -> None:
+    assert max(results().values()) < BOUND
+
+
+@pytest.mark.parametrize("forced", [{"NUMBA_DISABLE_JIT": "1"}, {"EDGELLM_ISA": "avx2"}, {"EDGELLM_ISA": "generic"}])
+def test_the_small_table_elsewhere(forced: dict[str, str]) -> None:
+    isa = forced.get("EDGELLM_ISA", TARGET.isa)
+    if isa not in TARGET.available:
+        pytest.skip(f"this machine cannot run {isa}")
+    command = [sys.executable, "-m", "tests.backends.cpu.linear_small"]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, env={**os.environ, **forced}, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shown = json.loads(done.stdout)
+    assert shown["isa"] == isa
+    assert max(shown["results"].values()) < BOUND
