@@ -33,9 +33,9 @@ def _make_sums(width: int) -> Callable[..., None]:
             other = load_f16(weights, line + _LINE)
             if width > 2:
                 even = fma(other, broadcast_f32(xs, indices(x + width, 1, width)), even)
-                prefetch(weights, line + PREFETCH_BYTES)
             else:
                 odd = fma(other, broadcast_f32(xs, indices(x + width, 1, width)), odd)
+            prefetch(weights, line + PREFETCH_BYTES)
             line += 2 * _LINE
             x += 2 * width
         if inputs % 2 == 1:

@@ -80,8 +80,8 @@ def _make_sums(width: int, bits: int) -> Callable[..., None]:
                 else:  # twice the chains, or the processor waits for each dot product
                     first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
                     second = dot(second, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
-                if width > 2:
-                    prefetch(weights, line + PREFETCH_BYTES)
+                for ahead in range(PREFETCH_BYTES, PREFETCH_BYTES + step, ALIGNMENT):
+                    prefetch(weights, line + ahead)
                 line += step
                 quad += 2 * width
             if width <= 2:

@@ -38,11 +38,15 @@ LINEAR_FIELDS = [
 ]
 #: Columns of a tile. In 32 vector registers 8 integer and 8 float accumulators stay put, in 16 registers 4 and 4.
 WIDEST = 4 if TARGET.arch == "x86" and TARGET.isa != "avx512vnni" else 8
-#: How far ahead of a tile of more than two columns weights are asked for: between their lines lies so much arithmetic
-#: that the processor's own prefetcher falls behind. Zen 4, one thread, shapes of a 1B layer, 4 bits, GB/s without it
-#: and at 1024, 4096, 8192 bytes: 4 columns 10.6, 13.1, 14.0, 13.2; 8 columns 8.3, 10.6, 11.5, 11.3
-#: (`tools/bench_kernels.py --clock cpu`).
-PREFETCH_BYTES = 4096
+#: How many bytes ahead kernels ask for weights: the processor's own prefetchers begin again at every page, and fall
+#: behind where much arithmetic lies between lines. Zen 4, two threads, 16384 x 2048 in 4 bits, share of what plain
+#: reading reached next to it (`tools/bench_kernels.py`); eight columns are bound by their arithmetic from 384 on.
+#:
+#:     bytes ahead    none   128   256   384   512   768
+#:     one column     0.67  1.00  1.06  0.99  0.89  0.76
+#:     two            0.62  0.97  1.02  1.04  1.11  0.83
+#:     four                 0.72  0.79  0.87  0.82  0.63
+PREFETCH_BYTES = 384
 #: Floats a thread has to itself in `stage`.
 STAGE = max(256, WIDEST * F32_LANES)
 
