@@ -31,6 +31,7 @@ class Mix:
     question: weight of the question's own ids in the loss, those of an answer counting 1.
     story: weight of the ids of a story. It is drawn by chance, so its loss is mostly noise.
     shares: how often each kind of turn comes.
+    focus: weight of the parts of sums and stories that the question decides (`Turn.focus`).
     """
 
     long: float
@@ -39,16 +40,19 @@ class Mix:
     question: float
     story: float
     shares: Mapping[str, float]
+    focus: float | None = None
 
 
 _CUT_LENGTH = 14
 # The answers are learned by heart within a few hundred steps; then the questions are what is hard, and last the
-# copying of numbers and names.
-_COPYING = {"help": 0.55, "sum": 0.18, "hard sum": 0.02, "story": 0.08, "talk": 0.07, "beyond": 0.1}
+# copying of names and the arithmetic.
+_MORE_COPYING = {"help": 0.55, "sum": 0.18, "hard sum": 0.02, "story": 0.08, "talk": 0.07, "beyond": 0.1}
+_MOST_COPYING = {"help": 0.36, "sum": 0.32, "hard sum": 0.02, "story": 0.1, "talk": 0.08, "beyond": 0.12}
 PHASES = {
     0: Mix(long=0.1, lone=0.0, cut=0.7, question=0.0, story=0.4, shares=SHARES),
     800: Mix(long=0.06, lone=0.7, cut=0.92, question=0.1, story=0.4, shares=SHARES),
-    1400: Mix(long=0.06, lone=0.7, cut=0.92, question=0.1, story=1.0, shares=_COPYING),
+    1400: Mix(long=0.06, lone=0.7, cut=0.92, question=0.1, story=1.0, shares=_MORE_COPYING),
+    2200: Mix(long=0.06, lone=0.7, cut=0.92, question=0.0, story=0.1, shares=_MOST_COPYING, focus=4.0),
 }
 
 
@@ -76,6 +80,9 @@ def encode_weighted(conversation: Conversation, vocabulary: Vocabulary, mix: Mix
         weights[start : start + _OPENING_LENGTH] = [_OPENING_WEIGHT] * len(weights[start : start + _OPENING_LENGTH])
         if turn.topic == "story":
             weights[start:end] = [mix.story] * (end - start)
+        if turn.focus is not None and mix.focus is not None:
+            for i in vocabulary.covering(ids[start : end - 1], turn.focus):
+                weights[start + i] = mix.focus
     return ids, weights
 
 

@@ -29,13 +29,20 @@ _SYSTEMS = [
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer; `topic` is the intent's name, "sum" or "story"."""
+    """One question and its answer; `topic` is the intent's name, "sum" or "story".
+
+    focus: a pattern for the parts of the answer that the question decides: results of sums, the hero asked for.
+    """
 
     question: str
     answer: str
     topic: str
     result: int | None = None
     more: str | None = None
+    focus: str | None = None
+
+
+_RESULT = r" is -?\d+[,.]"
 
 
 @dataclass(frozen=True)
@@ -110,12 +117,13 @@ class Generator:
         kind = rng.choices(list(self._shares), list(self._shares.values()))[0]
         if kind == "sum":
             made = sums.draw_sum(rng)
-            return Turn(self._sum_typed(sums.ask(made, rng)), made.answer(), "sum", made.result)
+            return Turn(self._sum_typed(sums.ask(made, rng)), made.answer(), "sum", made.result, focus=_RESULT)
         if kind == "hard sum":
             return Turn(self._sum_typed(sums.too_hard(rng)), sums.TOO_HARD_ANSWER, "hard sum")
         if kind == "story":
-            request, text = stories.ask_story(rng)
-            return Turn(as_typed(request, rng), text, "story")
+            request, text, asked_for = stories.ask_story(rng)
+            focus = "|".join(rf" {word}\b" for word in asked_for) or None
+            return Turn(as_typed(request, rng), text, "story", focus=focus)
         intent = rng.choices(self._pools[kind], self._weights[kind])[0]
         return self._of_intent(intent, rng.choice(intent.questions))
 
@@ -138,7 +146,7 @@ class Generator:
             drawn = sums.continue_sum(last.result, rng)
             if drawn is None:
                 return None
-            return Turn(as_typed(drawn[0], rng, plain=True), drawn[1].answer(), "sum", drawn[1].result)
+            return Turn(as_typed(drawn[0], rng, plain=True), drawn[1].answer(), "sum", drawn[1].result, focus=_RESULT)
         if last.more is not None and rng.random() < 0.5:
             return Turn(as_typed(rng.choice(_MORE), rng), last.more, last.topic)
         intent = rng.choice(self._followable)

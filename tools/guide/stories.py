@@ -132,22 +132,21 @@ def story(rng: random.Random, hero: str | None = None, name: str | None = None, 
     return text.replace(" an one", " a one").replace(" an unicorn", " a unicorn").replace(" a hundred", " a hundred")
 
 
-def ask_story(rng: random.Random) -> tuple[str, str]:
-    """A request in lower case and a story that keeps to it."""
+def ask_story(rng: random.Random) -> tuple[str, str, list[str]]:
+    """A request in lower case, a story that keeps to it, and the words of the story that the request decides."""
     request, kind = rng.choice(_ASK), rng.random()
+    about = f"{request.removesuffix(' please')} about"
     if " story" not in request or kind < 0.35:
-        return request, story(rng)
+        return request, story(rng), []
     if kind < 0.75:
         hero = pseudo_word(rng) if rng.random() < 0.1 else rng.choice(HEROES)
-        return f"{request.removesuffix(' please')} about {_article(hero)}", story(rng, hero=hero)
+        return f"{about} {_article(hero)}", story(rng, hero=hero), [hero]
     if kind < 0.88:
         name = rng.choice(NAMES[rng.choice(["he", "she"])])
         shown = name if rng.random() < 0.5 else name.lower()
-        return f"{request.removesuffix(' please')} about {shown}", story(rng, name=name)
+        return f"{about} {shown}", story(rng, name=name), [name]
     hero, friend = rng.sample(HEROES, 2)
-    return f"{request.removesuffix(' please')} about {_article(hero)} and {_article(friend)}", story(
-        rng, hero=hero, friend=friend
-    )
+    return f"{about} {_article(hero)} and {_article(friend)}", story(rng, hero=hero, friend=friend), [hero, friend]
 
 
 def ask_another(rng: random.Random) -> tuple[str, str]:

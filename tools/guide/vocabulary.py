@@ -8,7 +8,9 @@ The marks are control symbols: no text is ever encoded to one of them, so conten
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,17 @@ class Vocabulary:
             ids.append(self.roles["assistant"])
             written.append(False)
         return ids, written
+
+    def covering(self, ids: list[int], pattern: str) -> list[int]:
+        """The indices in `ids` of the pieces that a match of `pattern` in their text touches (ASCII text only)."""
+        lengths = [len(self.pieces.id_to_piece(i)) for i in ids]
+        ends = list(accumulate(lengths))
+        spans = [match.span() for match in re.finditer(pattern, self.decode(ids))]
+        return [
+            i
+            for i, (end, length) in enumerate(zip(ends, lengths, strict=True))
+            if any(end - length < last and first < end for first, last in spans)
+        ]
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`; the chat marks give none."""
