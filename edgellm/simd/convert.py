@@ -8,6 +8,7 @@ from llvmlite import ir
 
 from edgellm.simd.lowering import LOWERING
 from edgellm.simd.operation import Emitter, constant, form, operation
+from edgellm.simd.target import TARGET
 from edgellm.simd.vector import F32, I8, I16, I32, U8, VECTORS
 
 
@@ -21,7 +22,16 @@ def convert_f32(emit: Emitter, value: ir.Value) -> ir.Value:
 def convert_i32(emit: Emitter, value: ir.Value) -> ir.Value:
     """The nearest integer, ties to even; beyond int32 the nearer end, 0 for NaN."""
     rounded = emit.call(f"llvm.nearbyint.v{F32.lanes}f32", F32.llvm, value)
-    return emit.call(f"llvm.fptosi.sat.v{I32.lanes}i32.v{F32.lanes}f32", I32.llvm, rounded)
+    if TARGET.arch == "aarch64":
+        return emit.call(f"llvm.fptosi.sat.v{I32.lanes}i32.v{F32.lanes}f32", I32.llvm, rounded)
+    # On x86 that becomes a dozen instructions a lane: what does not fit is replaced before, what is too large after.
+    builder = emit.builder
+    too_large = builder.fcmp_ordered(">=", rounded, constant(F32.llvm, 2.0**31))
+    zero = builder.select(builder.fcmp_unordered("uno", rounded, rounded), constant(F32.llvm, 0.0), rounded)
+    low = builder.fcmp_ordered("<", zero, constant(F32.llvm, -(2.0**31)))
+    inside = builder.select(low, constant(F32.llvm, -(2.0**31)), zero)
+    inside = builder.select(too_large, constant(F32.llvm, 0.0), inside)
+    return builder.select(too_large, constant(I32.llvm, 2**31 - 1), builder.fptosi(inside, I32.llvm))
 
 
 def _bitcast(to: Any) -> Any:
