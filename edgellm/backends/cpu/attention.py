@@ -1,0 +1,309 @@
+"""Attention over the cache: out = softmax(softcap(q.k * scale) + mask) v, chunk by chunk with an online softmax.
+
+A piece of work is one item of a plan and one KV head: its queries are the heads of that KV head of COUNT tokens, so a
+key or value that is read serves them all and nothing is repeated. For each chunk the scores of all queries, their
+weights, then the values. Few queries read the cache as it is stored; many have the chunk widened to float32 first.
+
+    work, a thread's    [queries][depth] q | [queries][CHUNK] scores | [queries][depth] sums |
+                        [queries] fades | [queries] m | [queries] sums of p
+    partials            [number][H][depth + F32_LANES]: sums, then m and the sum of p; `op_attention_merge` joins them
+
+All results depend on the plan alone, not on the number of threads.
+"""
+
+from __future__ import annotations
+
+from edgellm.backends.cpu.attention_plan import (
+    BEGIN,
+    COUNT,
+    END,
+    FIRST_RUN,
+    LAST_RUN,
+    MERGE_PARTIAL,
+    NUMBER,
+    PARTIAL,
+    PARTS,
+    SHIFT,
+    SLOT,
+    TILE_QUERIES,
+    TOKEN,
+    TURN,
+)
+from edgellm.backends.cpu.attention_products import (
+    QUERIES,
+    scores_f16,
+    scores_f32,
+    scores_i8,
+    values_f16,
+    values_f32,
+    values_i8,
+    widen,
+)
+from edgellm.backends.cpu.attention_softmax import LOWEST, finite, weigh
+from edgellm.backends.cpu.cache import CHUNK, CHUNK_BYTES, HEAD_BYTES, START
+from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.layout import round_up
+from edgellm.backends.cpu.rope import turn_head
+from edgellm.backends.cpu.work import share
+from edgellm.simd import (
+    F32_LANES,
+    exp,
+    fma,
+    load_f32,
+    load_n_f32,
+    reduce_max,
+    splat_f32,
+    store,
+    store_n,
+    zero_f32,
+)
+
+#: More queries than these have keys and values widened once for all of them.
+_DIRECT_QUERIES = 8
+_SCALE_BYTES = 4
+_LINE_FLOATS = 16
+
+
+def attention_scratch(head_dim: int, groups: int) -> tuple[int, int]:
+    """(float32, bytes) of scratch that a thread of `op_attention` needs, whole cache lines."""
+    queries = round_up(max(TILE_QUERIES, groups), QUERIES)
+    depth = round_up(head_dim, F32_LANES)
+    return round_up(queries * (2 * depth + CHUNK + 3) + F32_LANES, _LINE_FLOATS), CHUNK * depth * 4
+
+
+def partial_width(head_dim: int) -> int:
+    """Floats of one partial result of one head."""
+    return round_up(head_dim, F32_LANES) + F32_LANES
+
+
+@kernel
+def _load_queries(work, q, act, source, stride, count, groups, head_dim, depth, scale, cos, sin, table, half):
+    """Queries of `count` tokens into work[q], times `scale`; turned on by the angles at `table` unless half is 0."""
+    whole = head_dim // F32_LANES * F32_LANES
+    rest = head_dim - whole
+    factor = splat_f32(scale)
+    for r in range(count * groups):
+        at = q + r * depth
+        head = source + r // groups * stride + r % groups * head_dim
+        for i in range(0, whole, F32_LANES):
+            store(work, at + i, load_f32(act, head + i) * factor)
+        store_n(work, at + whole, load_n_f32(act, head + whole, rest) * factor, rest)
+        if half > 0:
+            turn_head(work, at, work, at, cos, sin, table, half)
+
+
+@kernel
+def _put(out, at, work, a, count, divisor):
+    """out[at] = work[a] / divisor, `count` elements."""
+    whole = count // F32_LANES * F32_LANES
+    below = splat_f32(divisor)
+    for i in range(0, whole, F32_LANES):
+        store(out, at + i, load_f32(work, a + i) / below)
+    rest = count - whole
+    store_n(out, at + whole, load_n_f32(work, a + whole, rest) / below, rest)
+
+
+@kernel
+def _score(work, q, s, queries, depth, head_dim, data, keys, storage, wide, wide_at, first, last):
+    """Scores of a chunk's keys first .. last - 1."""
+    if queries > _DIRECT_QUERIES:
+        widen(wide, wide_at, data, keys, CHUNK * depth, storage)
+        scores_f32(work, q, s, queries, depth, head_dim, wide, wide_at, first, last)
+    elif storage == 0:
+        scores_f32(work, q, s, queries, depth, head_dim, data, keys, first, last)
+    elif storage == 1:
+        scores_f16(work, q, s, queries, depth, head_dim, data, keys, first, last)
+    else:
+        scores_i8(work, q, s, queries, depth, head_dim, data, keys, first, last)
+
+
+@kernel
+def _sum_values(work, s, a, f, queries, depth, data, values, storage, wide, wide_at, first, last):
+    """Fade the sums and add a chunk's values first .. last - 1 by their weights."""
+    if queries > _DIRECT_QUERIES:
+        widen(wide, wide_at, data, values, CHUNK * depth, storage)
+        values_f32(work, s, a, f, queries, depth, wide, wide_at, first, last)
+    elif storage == 0:
+        values_f32(work, s, a, f, queries, depth, data, values, first, last)
+    elif storage == 1:
+        values_f16(work, s, a, f, queries, depth, data, values, first, last)
+    else:
+        values_i8(work, s, a, f, queries, depth, data, values, first, last)
+
+
+@kernel
+def _attend_run(
+    work, q, capacity, queries, groups, depth, head_dim, cache, head, stride, storage, wide, wide_at, begin, end,
+    oldest, window, cap
+):  # fmt: skip
+    """Let the queries of tokens numbered `oldest` on meet rows begin .. end - 1 of the head at byte `head`.
+
+    `oldest` and with it the numbers are counted so that row r has number r.
+    """
+    s = q + capacity * depth
+    a = s + capacity * CHUNK
+    f = a + capacity * depth
+    part_bytes = CHUNK * depth * (4 >> storage)
+    for chunk in range(begin // CHUNK, (end + CHUNK - 1) // CHUNK):
+        origin = chunk * CHUNK
+        first, last = max(begin - origin, 0), min(end - origin, CHUNK)
+        keys = head + chunk * stride
+        values = keys + part_bytes
+        key_scales = values + part_bytes
+        value_scales = key_scales + CHUNK * _SCALE_BYTES
+        _score(work, q, s, queries, depth, head_dim, cache, keys, storage, wide, wide_at, first, last)
+        for r in range(queries):
+            own = oldest + r // groups - origin
+            low, high = first, min(last, own + 1)
+            if window > 0:
+                low = max(low, own - window + 1)
+            m = f + capacity + r
+            scores = s + r * CHUNK
+            weigh(work, scores, m, capacity, low, high, first, last, cap, cache, key_scales, value_scales, storage)
+        _sum_values(work, s, a, f, queries, depth, cache, values, storage, wide, wide_at, first, last)
+
+
+@kernel
+def _attend(
+    act, q_offset, q_stride, cache, head, stride, storage, tokens, runs, items, item, kv_head, cos, sin, by_turn, half,
+    scale, cap, window, groups, head_dim, depth, capacity, work, q, wide, wide_at
+):  # fmt: skip
+    """One item and KV head: sums, m and sums of weights are left in `work`."""
+    token, count = items[item, TOKEN], items[item, COUNT]
+    queries = count * groups
+    a = q + capacity * (depth + CHUNK)
+    f = a + capacity * depth
+    for i in range(0, queries * depth, F32_LANES):
+        store(work, a + i, zero_f32())
+    for r in range(queries):
+        work[f + r], work[f + capacity + r], work[f + 2 * capacity + r] = 0.0, LOWEST, 0.0
+    oldest = tokens[token, NUMBER]
+    loaded = -2
+    for run in range(items[item, FIRST_RUN], items[item, LAST_RUN]):
+        shift, turn = runs[run, SHIFT], runs[run, TURN]
+        begin, end = runs[run, BEGIN], min(runs[run, END], oldest + count - shift)
+        if window > 0:
+            begin = max(begin, oldest - window + 1 - shift)
+        if begin >= end:
+            continue
+        if turn != loaded:
+            source = q_offset + token * q_stride + kv_head * groups * head_dim
+            on = half if turn >= 0 else 0
+            table = by_turn + turn * half
+            _load_queries(work, q, act, source, q_stride, count, groups, head_dim, depth, scale, cos, sin, table, on)
+            loaded = turn
+        _attend_run(
+            work, q, capacity, queries, groups, depth, head_dim, cache, head, stride, storage, wide, wide_at, begin,
+            end, oldest - shift, window, cap
+        )  # fmt: skip
+
+
+@kernel
+def op_attention(
+    act,
+    out_offset,
+    out_stride,
+    q_offset,
+    q_stride,
+    partials,
+    cache,
+    layout,
+    layer,
+    storage,
+    tokens,
+    runs,
+    items,
+    tiles,
+    cos,
+    sin,
+    by_turn,
+    half,
+    scale,
+    cap,
+    window,
+    heads,
+    kv_heads,
+    head_dim,
+    work,
+    work_stride,
+    wide,
+    wide_stride,
+    ith,
+    nth,
+):
+    """Attention of a step's tokens in one layer, after `op_store_kv` and `op_rope` of the layer.
+
+    Args:
+        act: queries at `q_offset` + token * `q_stride`, turned to their positions; results at `out_offset` likewise,
+            [heads, head_dim] a token.
+        partials: float32, `partial_width(head_dim)` * heads * the plan's partials.
+        cache, layout, storage: of a `CpuCache`; `layer` is the row of `layout`.
+        tokens, runs, items, tiles: of a `StepPlan` and its kind.
+        cos, sin, by_turn, half: of `RopeTables`.
+        cap: of the scores, 0 for none. window: in tokens, 0 for none.
+        work, wide: scratch, thread i's from i * `work_stride`, i * `wide_stride` on, see `attention_scratch`.
+    """
+    groups = heads // kv_heads
+    depth = (head_dim + F32_LANES - 1) // F32_LANES * F32_LANES
+    capacity = (max(TILE_QUERIES, groups) + QUERIES - 1) // QUERIES * QUERIES
+    q = ith * work_stride
+    a = q + capacity * (depth + CHUNK)
+    f = a + capacity * depth
+    tiled, spans = tiles * kv_heads, items.shape[0] - tiles
+    # Tiles are dealt out like cards: those of a causal triangle differ in length, neighbours least. Spans are cut into
+    # ranges, a head's one after the other, so that a thread reads memory on and on.
+    dealt = max(tiled - ith + nth - 1, 0) // nth
+    first, last = share(ith, nth, spans * kv_heads)
+    for unit in range(dealt + last - first):
+        if unit < dealt:
+            card = ith + unit * nth
+            item, kv_head = card // kv_heads, card % kv_heads
+        else:
+            place = first + unit - dealt
+            item, kv_head = tiles + place % spans, place // spans
+        token, partial = items[item, TOKEN], items[item, PARTIAL]
+        head = layout[layer, START] + (tokens[token, SLOT] * kv_heads + kv_head) * layout[layer, HEAD_BYTES]
+        _attend(
+            act, q_offset, q_stride, cache, head, layout[layer, CHUNK_BYTES], storage, tokens, runs, items, item,
+            kv_head, cos, sin, by_turn, half, scale, cap, window, groups, head_dim, depth, capacity, work, q, wide,
+            ith * wide_stride
+        )  # fmt: skip
+        for r in range(items[item, COUNT] * groups):
+            t, h = r // groups, kv_head * groups + r % groups
+            if partial < 0:
+                target = out_offset + (token + t) * out_stride + h * head_dim
+                _put(act, target, work, a + r * depth, head_dim, work[f + 2 * capacity + r])
+            else:
+                target = ((partial + t) * heads + h) * (depth + F32_LANES)
+                _put(partials, target, work, a + r * depth, depth, 1.0)
+                partials[target + depth] = work[f + capacity + r]
+                partials[target + depth + 1] = work[f + 2 * capacity + r]
+
+
+@kernel
+def op_attention_merge(act, out_offset, out_stride, partials, merges, heads, head_dim, ith, nth):
+    """Join the partial results of `op_attention`, after a barrier; nothing to do where `merges` is empty.
+
+    A head of a token belongs to one thread; parts are added in their order.
+    """
+    depth = (head_dim + F32_LANES - 1) // F32_LANES * F32_LANES
+    width = depth + F32_LANES
+    for merge in range(merges.shape[0]):
+        token, count, parts = merges[merge, TOKEN], merges[merge, COUNT], merges[merge, PARTS]
+        first, last = share(ith, nth, count * heads)
+        for unit in range(first, last):
+            base = (merges[merge, MERGE_PARTIAL] * heads + unit) * width
+            stride = count * heads * width
+            largest = partials[base + depth]
+            for part in range(1, parts):
+                largest = max(largest, partials[base + part * stride + depth])
+            base_score, total = splat_f32(finite(largest)), zero_f32()
+            for part in range(parts):
+                at = base + part * stride
+                fade = exp(splat_f32(partials[at + depth]) - base_score)
+                total = fma(fade, splat_f32(partials[at + depth + 1]), total)
+                for i in range(0, depth, F32_LANES):
+                    scaled = load_f32(partials, at + i) * fade
+                    store(partials, base + i, scaled if part == 0 else load_f32(partials, base + i) + scaled)
+            target = out_offset + (token + unit // heads) * out_stride + unit % heads * head_dim
+            _put(act, target, partials, base, head_dim, reduce_max(total))
