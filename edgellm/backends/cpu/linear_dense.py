@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT
 from edgellm.backends.cpu.linear_end import finish_tile
 from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST, full_columns
-from edgellm.backends.cpu.work import share
+from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import F32_LANES, broadcast_f32, fma, indices, load_f16, prefetch, store, tile, zero_f32
 
 _LANES = F32_LANES
@@ -25,7 +24,7 @@ _LINE = 2 * F32_LANES
 def _make_sums(width: int) -> Callable[..., None]:
     """The kernel that leaves a block's sums for one tile of `width` columns in `stage`."""
 
-    @kernel
+    @bare_kernel
     def sums_of(stage, at, weights, line, xs, x, inputs):
         even, odd = tile(zero_f32(), width), tile(zero_f32(), width)
         for _ in range(inputs // 2):
@@ -49,7 +48,7 @@ def _make_sweep(width: int) -> Callable[..., None]:
     """The kernel that takes a range of blocks through a range of tiles, all `width` columns wide."""
     sums_of = _make_sums(width)
 
-    @kernel
+    @bare_kernel
     def sweep(out, xs, stage, weights, op, tokens, first_token, last_token, first, last, stage_at):
         inputs = op["inputs"]
         block_bytes = (inputs * _LINE + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
@@ -67,7 +66,7 @@ _sweep_1, _sweep_2, _sweep_4 = (_make_sweep(width) for width in (1, 2, 4))
 _widest = _make_sweep(WIDEST) if WIDEST > 4 else _sweep_4
 
 
-@kernel
+@bare_kernel
 def op_linear_f16(out, xs, stage, weights, op, tokens, ith, nth):
     """A linear of float16 weights; arguments as in `linear_int.py`, xs as `op_arrange` left them."""
     first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT, HEAD_BYTES
 from edgellm.backends.cpu.linear_end import finish_tile
 from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST, full_columns
-from edgellm.backends.cpu.work import share
+from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import (
     F32_LANES,
     broadcast_f32,
@@ -45,19 +44,19 @@ _LANES = F32_LANES
 _VECTOR = 4 * F32_LANES
 
 
-@kernel
+@bare_kernel
 def _nibbles(weights, at):
     """Eight inputs of a block's rows: the first and the second four."""
     line = load_u8(weights, at)
     return low_nibbles(line), high_nibbles(line)
 
 
-@kernel
+@bare_kernel
 def _bytes(weights, at):
     return load_u8(weights, at), load_u8(weights, at + _VECTOR)
 
 
-@kernel
+@bare_kernel
 def _zeros_u8(weights, at):
     return convert_f32(load_u8_to_i32(weights, at))
 
@@ -67,7 +66,7 @@ def _make_sums(width: int, bits: int) -> Callable[..., None]:
     eight_inputs, dot, zeros_of = (_nibbles, dot_u7i8, _zeros_u8) if bits == 4 else (_bytes, dot_u8i8, load_f16)
     step = _VECTOR * bits // 4  # bytes of eight inputs
 
-    @kernel
+    @bare_kernel
     def sums_of(stage, at, weights, scales, zeros, zero_step, line, quads, quad, xs, scale_at, groups, group):
         sums = tile(zero_f32(), width)
         for _ in range(groups):
@@ -102,7 +101,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
     sums_of = _make_sums(width, bits)
     zero_bytes = _LANES if bits == 4 else 2 * _LANES
 
-    @kernel
+    @bare_kernel
     def sweep(out, quads, xs, stage, weights, op, columns, planes, first_column, last_column, first, last, stage_at):
         group = op["group"]
         groups = (op["inputs"] + group - 1) // group
@@ -130,7 +129,7 @@ def _make_op(bits: int) -> Callable[..., None]:
     sweep_1, sweep_2, sweep_4 = (_make_sweep(width, bits) for width in (1, 2, 4))
     widest = _make_sweep(WIDEST, bits) if WIDEST > 4 else sweep_4
 
-    @kernel
+    @bare_kernel
     def op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
         columns, at = tokens * planes, ith * STAGE
         first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)

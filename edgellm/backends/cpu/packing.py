@@ -7,11 +7,14 @@ the weight itself and its place, and weights can be packed side by side by sever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from edgellm.backends.cpu.layout import HEAD_BYTES, LinearKind, LinearLayout, memory_group, round_up
+from edgellm.backends.cpu.linear_pack import PACK_STAGE, pack_float16, pack_rounded
+from edgellm.backends.cpu.work import share
 from edgellm.errors import UsageError
 from edgellm.formats import QuantizedTensor
 
@@ -58,12 +61,14 @@ def layout_of(weight: QuantizedTensor | np.ndarray, dense_bits: int = 16) -> Lin
     return plan_linear(*weight.shape, dense_bits)
 
 
-def pack_linear(weight: QuantizedTensor | np.ndarray, out: np.ndarray, layout: LinearLayout) -> float:
+def pack_linear(weight: QuantizedTensor | np.ndarray, out: np.ndarray, layout: LinearLayout, threads: int = 1) -> float:
     """Write a weight in `layout`, which `layout_of` or `plan_linear` gave for it.
 
     Args:
-        weight: quantized, or float [rows, inputs]. Its permutation is not applied: columns stay as they are stored.
+        weight: quantized, or float [rows, inputs]. Codes stay in the order of their columns, so activations must be
+            read through its permutation; where codes become F16 they are dequantized, in the order of the inputs.
         out: uint8 [layout.nbytes], zeroed: padding is not written.
+        threads: how many share the work.
 
     Returns:
         The factor of the whole weight, a power of two.
@@ -74,56 +79,67 @@ def pack_linear(weight: QuantizedTensor | np.ndarray, out: np.ndarray, layout: L
     if weight.shape != (layout.rows, layout.inputs) or out.shape != (layout.nbytes,) or out.dtype != np.uint8:
         raise UsageError("does not fit the layout", key="weight", found=f"{weight.shape} into {out.shape} {out.dtype}")
     if layout.kind == LinearKind.F16:
-        return _pack_dense(weight, out, layout)
+        return _pack_dense(weight, out, layout, threads)
     if isinstance(weight, QuantizedTensor):
-        return _pack_codes(weight, out, layout)
-    return _pack_rounded(weight, out, layout)
+        return _pack_codes(weight, out, layout, threads)
+    return _pack_rounded(weight, out, layout, threads)
 
 
-def _pack_codes(weight: QuantizedTensor, out: np.ndarray, layout: LinearLayout) -> float:
+def _pack_codes(weight: QuantizedTensor, out: np.ndarray, layout: LinearLayout, threads: int) -> float:
     factor = 1.0 if weight.scales.dtype == np.float16 else power_of_two(weight.scales)
     source = np.minimum(np.arange(layout.groups) * layout.group // weight.group_size, weight.scales.shape[1] - 1)
     if not layout.own_zeros:
         _write_head(out, layout, int(weight.zeros.flat[0]))
-    for first, last in _pieces(layout):
-        scales = weight.scales[first:last, source]
-        if factor != 1.0:
-            scales = scales / np.float32(factor)
-        zeros = weight.zeros[first:last, source] if layout.own_zeros else None
-        _write_groups(out, layout, first, scales.astype(np.float16), zeros)
-        _write_codes(out, layout, first, weight.codes[first:last])
+
+    def pack(first_block: int, last_block: int) -> None:
+        for first, last in _pieces(layout, first_block, last_block):
+            scales = weight.scales[first:last, source]
+            if factor != 1.0:
+                scales = scales / np.float32(factor)
+            zeros = weight.zeros[first:last, source] if layout.own_zeros else None
+            _write_groups(out, layout, first, scales.astype(np.float16), zeros)
+            _write_codes(out, layout, first, weight.codes[first:last])
+
+    _side_by_side(pack, layout.blocks, threads)
     return factor
 
 
-def _pack_rounded(weight: np.ndarray, out: np.ndarray, layout: LinearLayout) -> float:
-    """Dense numbers to codes of 8 bits: scale = max |w| / 127 of a group, zero point 128."""
+def _pack_rounded(weight: np.ndarray, out: np.ndarray, layout: LinearLayout, threads: int) -> float:
     factor = power_of_two(weight) / 128.0  # so that the largest scale stays in float16's range, and small ones normal
     _write_head(out, layout, _MIDDLE)
-    for first, last in _pieces(layout):
-        grouped = np.zeros((last - first, layout.groups, layout.group), np.float32)
-        grouped.reshape(last - first, -1)[:, : layout.inputs] = weight[first:last]
-        largest = np.maximum(grouped.max(axis=2), -grouped.min(axis=2))
-        scales = (largest / np.float32(127 * factor)).astype(np.float16)
-        # Rounded scales are those the codes must fit; one that rounded to zero has codes of no weight.
-        steps = scales.astype(np.float32) * np.float32(factor)
-        grouped *= np.divide(1.0, steps, out=np.zeros_like(steps), where=steps > 0)[..., None]
-        np.rint(grouped, out=grouped)
-        np.clip(grouped, -127, 127, out=grouped)
-        grouped += _MIDDLE
-        _write_groups(out, layout, first, scales, None)
-        _write_codes(out, layout, first, grouped.astype(np.uint8).reshape(last - first, -1)[:, : layout.inputs])
+    sizes = (layout.rows, layout.inputs, layout.group, layout.head_bytes, layout.lines_offset, layout.block_bytes)
+    flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
+
+    def pack(first: int, last: int) -> None:
+        pack_rounded(out, flat, np.zeros(PACK_STAGE, np.float32), *sizes, np.float32(factor), first, last)
+
+    _side_by_side(pack, layout.blocks, threads)
     return factor
 
 
-def _pack_dense(weight: QuantizedTensor | np.ndarray, out: np.ndarray, layout: LinearLayout) -> float:
+def _pack_dense(weight: QuantizedTensor | np.ndarray, out: np.ndarray, layout: LinearLayout, threads: int) -> float:
     if isinstance(weight, QuantizedTensor):
         weight = weight.dequantize()
     factor = power_of_two(weight)
-    lines = line_view(out, layout, np.float16)
-    for first, last in _pieces(layout):
-        rows = (weight[first:last] / np.float32(factor)).astype(np.float16)
-        _transpose_into(lines, layout, first, rows)
+    flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
+    sizes = (layout.rows, layout.inputs, layout.lines_offset, layout.block_bytes)
+
+    def pack(first: int, last: int) -> None:
+        pack_float16(out, flat, np.zeros(PACK_STAGE, np.float32), *sizes, np.float32(1 / factor), first, last)
+
+    _side_by_side(pack, layout.blocks, threads)
     return factor
+
+
+def _side_by_side(work: Callable[[int, int], None], count: int, threads: int) -> None:
+    """work(first, last) over `count` pieces, by `threads` threads."""
+    if threads == 1:
+        work(0, count)
+        return
+    bounds = [share(ith, threads, count) for ith in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, first, last) for first, last in bounds]:
+            done.result()
 
 
 def power_of_two(values: np.ndarray) -> float:
@@ -134,11 +150,12 @@ def power_of_two(values: np.ndarray) -> float:
     return max(2.0 ** (math.frexp(largest)[1] - _HALF_TOP), 2.0**-126)
 
 
-def _pieces(layout: LinearLayout) -> Iterator[tuple[int, int]]:
-    """Ranges of rows, whole blocks each but the last."""
+def _pieces(layout: LinearLayout, first_block: int, last_block: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the blocks' rows, whole blocks each but the last."""
     step = layout.lanes * max(1, _PIECE_BYTES // (layout.lanes * layout.padded_inputs))
-    for first in range(0, layout.rows, step):
-        yield first, min(first + step, layout.rows)
+    end = min(last_block * layout.lanes, layout.rows)
+    for first in range(first_block * layout.lanes, end, step):
+        yield first, min(first + step, end)
 
 
 def _write_head(out: np.ndarray, layout: LinearLayout, zero: int) -> None:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST, tile_width
-from edgellm.backends.cpu.work import share
+from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import (
     F32_LANES,
     convert_i32,
@@ -40,7 +39,7 @@ _TOP_TWO = np.float32(127.0 * 128.0)
 _SMALLEST = np.float32(1e-30)
 
 
-@kernel
+@bare_kernel
 def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nth):
     """Quantize `tokens` rows into `planes` planes.
 
@@ -55,6 +54,8 @@ def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nt
     groups = (inputs + group - 1) // group
     columns = tokens * planes
     first, last = share(ith, nth, tokens * groups)
+    # Views are made once: each costs more than the vector that goes through it.
+    quad_bytes, stage_bytes, stage_words = quads.view(np.int8), stage.view(np.int8), stage.view(np.int32)
     for piece in range(first, last):
         token, g = piece // groups, piece % groups
         row = op["source"] + token * op["source_stride"]
@@ -68,10 +69,24 @@ def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nt
         width = tile_width(columns - tile)
         quad = (tile * groups + g * width) * (group // 4) + column - tile
         scale_at = 2 * (tile * groups + g * width) + column - tile
-        _quantize_group(quads, xs, source, stage, at, ith * STAGE, quad, scale_at, width, group, planes)
+        _quantize_group(
+            quads,
+            xs,
+            source,
+            quad_bytes,
+            stage_bytes,
+            stage_words,
+            at,
+            ith * STAGE,
+            quad,
+            scale_at,
+            width,
+            group,
+            planes,
+        )
 
 
-@kernel
+@bare_kernel
 def _gather(out, out_at, act, permutations, row, first, permutation, count, group):
     """A group of a row in the columns' order, zeros behind the last input."""
     for i in range(count):
@@ -81,8 +96,10 @@ def _gather(out, out_at, act, permutations, row, first, permutation, count, grou
         out[out_at + i] = np.float32(0.0)
 
 
-@kernel
-def _quantize_group(quads, xs, source, stage, at, stage_at, quad, scale_at, width, group, planes):
+@bare_kernel
+def _quantize_group(
+    quads, xs, source, quad_bytes, stage_bytes, stage_words, at, stage_at, quad, scale_at, width, group, planes
+):
     most, poison = zero_f32(), zero_f32()
     for i in range(at, at + group, F32_LANES):
         x = load_f32(source, i)
@@ -100,10 +117,10 @@ def _quantize_group(quads, xs, source, stage, at, stage_at, quad, scale_at, widt
             high = (q + splat_i32(64)) >> 7
             low = q - (high << 7)
             total_low += low
-            _put(quads, stage, stage_at, quad + i // 4 * width + 1, width, low)
+            _put(quads, quad_bytes, stage_bytes, stage_words, stage_at, quad + i // 4 * width + 1, width, low)
             q = high
         total += q
-        _put(quads, stage, stage_at, quad + i // 4 * width, width, q)
+        _put(quads, quad_bytes, stage_bytes, stage_words, stage_at, quad + i // 4 * width, width, q)
     if planes == 2:
         xs[scale_at + 1] = step + nan
         xs[scale_at + width + 1] = np.float32(reduce_add(total_low))
@@ -112,19 +129,18 @@ def _quantize_group(quads, xs, source, stage, at, stage_at, quad, scale_at, widt
     xs[scale_at + width] = np.float32(reduce_add(total))
 
 
-@kernel
-def _put(quads, stage, stage_at, quad, width, q):
+@bare_kernel
+def _put(quads, quad_bytes, stage_bytes, stage_words, stage_at, quad, width, q):
     """A vector of numbers as quads that lie `width` apart."""
     if width == 1:
-        store_i32_to_i8(quads.view(np.int8), 4 * quad, q)
+        store_i32_to_i8(quad_bytes, 4 * quad, q)
         return
-    store_i32_to_i8(stage.view(np.int8), 4 * (stage_at + _BYTES_AT), q)
-    words = stage.view(np.int32)
+    store_i32_to_i8(stage_bytes, 4 * (stage_at + _BYTES_AT), q)
     for i in range(F32_LANES // 4):
-        quads[quad + i * width] = words[stage_at + _BYTES_AT + i]
+        quads[quad + i * width] = stage_words[stage_at + _BYTES_AT + i]
 
 
-@kernel
+@bare_kernel
 def op_arrange(xs, act, permutations, op, tokens, ith, nth):
     """Activations into tiles as they are, for F16 weights. Arguments as in `op_quantize`; each token is done whole."""
     inputs, permutation = op["inputs"], op["permutation"]

@@ -48,7 +48,7 @@ def test_a_line_of_four_bit_codes_is_rows_by_eight_inputs() -> None:
 
 
 def test_groups_that_no_group_in_memory_divides_are_stored_dense() -> None:
-    weight = random_weight(8, 48, 4, 24)
+    weight = random_weight(8, 48, 4, 24, permuted=True)
     out, layout, factor = packed(weight)
     assert layout.kind == LinearKind.F16
     assert nmse(unpack_linear(out, layout, factor), weight.dequantize()) < 1e-7
@@ -95,6 +95,16 @@ def test_eight_bits_from_dense_are_within_half_a_step(inputs: int) -> None:
     steps = np.abs(dense).max(axis=1, keepdims=True) / 127
     assert (np.abs(found - dense) <= 0.502 * steps + 2e-9).all()
     assert nmse(found, dense) < 5e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_threads_pack_the_same_bytes(bits: int) -> None:
+    rng = np.random.default_rng(4)
+    weight = random_weight(90, 100, 4, 32) if bits == 4 else rng.standard_normal((90, 100)).astype(np.float32)
+    out, layout, factor = packed(weight, 16 if bits == 4 else bits)
+    by_three = np.zeros(layout.nbytes, np.uint8)
+    assert pack_linear(weight, by_three, layout, threads=3) == factor
+    assert np.array_equal(out, by_three)
 
 
 def test_plans_know_sizes_from_shapes() -> None:
