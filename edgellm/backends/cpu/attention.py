@@ -5,7 +5,7 @@ key or value that is read serves them all and nothing is repeated. For each chun
 weights, then the values. Few queries read the cache as it is stored; many have the chunk widened to float32 first.
 
     work, a thread's    [queries][depth] q | [queries][CHUNK] scores | [queries][depth] sums |
-                        [queries] fades | [queries] m | [queries] sums of p
+                        [queries] each of the softmax's statistics
     partials            [number][H][depth + F32_LANES]: sums, then m and the sum of p; `op_attention_merge` joins them
 
 All results depend on the plan alone, not on the number of threads.
@@ -30,7 +30,6 @@ from edgellm.backends.cpu.attention_plan import (
     TURN,
 )
 from edgellm.backends.cpu.attention_products import (
-    QUERIES,
     scores_f16,
     scores_f32,
     scores_i8,
@@ -39,7 +38,7 @@ from edgellm.backends.cpu.attention_products import (
     values_i8,
     widen,
 )
-from edgellm.backends.cpu.attention_softmax import LOWEST, finite, weigh
+from edgellm.backends.cpu.attention_softmax import LOWEST, STATISTICS, weigh, weight_of
 from edgellm.backends.cpu.cache import CHUNK, CHUNK_BYTES, HEAD_BYTES, START
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import round_up
@@ -47,7 +46,6 @@ from edgellm.backends.cpu.rope import turn_head
 from edgellm.backends.cpu.work import share
 from edgellm.simd import (
     F32_LANES,
-    exp,
     fma,
     load_f32,
     load_n_f32,
@@ -66,9 +64,9 @@ _LINE_FLOATS = 16
 
 def attention_scratch(head_dim: int, groups: int) -> tuple[int, int]:
     """(float32, bytes) of scratch that a thread of `op_attention` needs, whole cache lines."""
-    queries = round_up(max(TILE_QUERIES, groups), QUERIES)
+    queries = round_up(max(TILE_QUERIES, groups), _LINE_FLOATS)
     depth = round_up(head_dim, F32_LANES)
-    return round_up(queries * (2 * depth + CHUNK + 3) + F32_LANES, _LINE_FLOATS), CHUNK * depth * 4
+    return queries * (2 * depth + CHUNK + STATISTICS) + F32_LANES, CHUNK * depth * 4
 
 
 def partial_width(head_dim: int) -> int:
@@ -152,14 +150,11 @@ def _attend_run(
         key_scales = values + part_bytes
         value_scales = key_scales + CHUNK * _SCALE_BYTES
         _score(work, q, s, queries, depth, head_dim, cache, keys, storage, wide, wide_at, first, last)
-        for r in range(queries):
-            own = oldest + r // groups - origin
-            low, high = first, min(last, own + 1)
-            if window > 0:
-                low = max(low, own - window + 1)
-            m = f + capacity + r
-            scores = s + r * CHUNK
-            weigh(work, scores, m, capacity, low, high, first, last, cap, cache, key_scales, value_scales, storage)
+        newest = oldest - origin
+        weigh(
+            work, s, f, capacity, queries, groups, newest, window, first, last, cap, cache, key_scales, value_scales,
+            storage
+        )  # fmt: skip
         _sum_values(work, s, a, f, queries, depth, cache, values, storage, wide, wide_at, first, last)
 
 
@@ -245,7 +240,7 @@ def op_attention(
     """
     groups = heads // kv_heads
     depth = (head_dim + F32_LANES - 1) // F32_LANES * F32_LANES
-    capacity = (max(TILE_QUERIES, groups) + QUERIES - 1) // QUERIES * QUERIES
+    capacity = (max(TILE_QUERIES, groups) + _LINE_FLOATS - 1) // _LINE_FLOATS * _LINE_FLOATS
     q = ith * work_stride
     a = q + capacity * (depth + CHUNK)
     f = a + capacity * depth
@@ -297,10 +292,10 @@ def op_attention_merge(act, out_offset, out_stride, partials, merges, heads, hea
             largest = partials[base + depth]
             for part in range(1, parts):
                 largest = max(largest, partials[base + part * stride + depth])
-            base_score, total = splat_f32(finite(largest)), zero_f32()
+            base_score, total = splat_f32(largest if largest > LOWEST else 0.0), zero_f32()
             for part in range(parts):
                 at = base + part * stride
-                fade = exp(splat_f32(partials[at + depth]) - base_score)
+                fade = weight_of(splat_f32(partials[at + depth]) - base_score)
                 total = fma(fade, splat_f32(partials[at + depth + 1]), total)
                 for i in range(0, depth, F32_LANES):
                     scaled = load_f32(partials, at + i) * fade

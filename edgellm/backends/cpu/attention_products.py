@@ -4,7 +4,7 @@
     values    a[r][d]    = a[r][d] * fade[r] + sum over keys of p[r][key] v[key][d]
 
 Four queries at a time meet `BLOCKS` vectors, so that a vector that was loaded and converted serves four fused
-multiply-adds; queries left over go one by one, or as four where three are left (rows are padded to four).
+multiply-adds; queries left over go one by one, or as four where three are left (there is room for four).
 
 A query is a row of a float32 array `work`; queries at work[q + r * depth], scores at work[s + r * CHUNK], sums at
 work[a + r * depth], fades at work[f + r].
