@@ -14,7 +14,7 @@ from edgellm.errors import BackendUnavailable
 if TYPE_CHECKING:
     from edgellm.backends.interface import Backend
 
-#: Fastest first; `find(None)` takes the first that exists and can run.
+#: Fastest first; `find(None)` takes the first that exists, is finished and can run.
 NAMES = ("cuda", "cpu", "reference")
 
 
@@ -31,7 +31,7 @@ def _exists(name: str) -> bool:
 
 
 def find(name: str | None = None, device: str | None = None) -> Backend:
-    """The backend called `name`, or with None the fastest that can run on `device`.
+    """The backend called `name`, or with None the fastest finished one that can run on `device`.
 
     `device` is "cpu", "cuda", "cuda:1" ..., or None or "auto" for any.
 
@@ -46,6 +46,8 @@ def find(name: str | None = None, device: str | None = None) -> Backend:
     refused = None
     for candidate in [name] if name else installed():
         backend: Backend = importlib.import_module(f"edgellm.backends.{candidate}").backend
+        if name is None and not backend.finished:
+            continue
         if kind is not None and kind not in backend.devices:
             allowed = ", ".join(backend.devices)
             refused = refused or BackendUnavailable(

@@ -102,11 +102,20 @@ class Runner(Protocol):
 
 
 class Backend(Protocol):
-    """What `edgellm/backends/<name>/__init__.py` offers as `backend`."""
+    """What `edgellm/backends/<name>/__init__.py` offers as `backend`.
+
+    Attributes:
+        name: of the folder.
+        devices: kinds of device it runs on.
+        prefill_chunk: the most tokens of a step.
+        finished: whether it may be chosen for somebody who names none; until its accuracy and speed are shown, a
+            backend has to be asked for.
+    """
 
     name: str
     devices: tuple[str, ...]
     prefill_chunk: int
+    finished: bool
 
     def unavailable(self) -> str | None:
         """None where this backend can run here, else the reason and the fix, a sentence."""

@@ -19,6 +19,7 @@ class ReferenceBackend:
     name = "reference"
     devices = ("cpu",)
     prefill_chunk = 128
+    finished = True
 
     def unavailable(self) -> str | None:
         """It always can."""

@@ -1,0 +1,176 @@
+"""A loaded model on the CPU: scratch allocated once, a step prepared in NumPy and walked by a team of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgellm.backends.cpu.attention import attention_scratch, partial_width
+from edgellm.backends.cpu.attention_plan import RopeTables, StepPlan, plan_step, rope_tables, windows_of
+from edgellm.backends.cpu.cache import CpuCache
+from edgellm.backends.cpu.cache_store import store_scratch
+from edgellm.backends.cpu.layout import round_up
+from edgellm.backends.cpu.linear_tiles import STAGE
+from edgellm.backends.cpu.lower import Lowered, lower
+from edgellm.backends.cpu.packed import PackedWeights
+from edgellm.backends.cpu.team import Team
+from edgellm.backends.cpu.walker import TILES, walk
+from edgellm.backends.interface import Batch, Trace
+from edgellm.backends.slots import CacheGeometry, SlotState
+from edgellm.errors import EngineClosed
+from edgellm.model.program import Program
+from edgellm.simd import TARGET
+
+#: Steps of more tokens may take longer than a person waits for Ctrl-C.
+_LONG_STEP = 16
+_NO_TIMES = np.zeros(0, np.int64)
+
+
+class CpuRunner:
+    """A program, its packed weights and a team.
+
+    Args:
+        program: fused or plain.
+        packed: its weights.
+        team: closed with the runner.
+        max_tokens: of a step.
+        two_planes_up_to: steps of up to so many tokens give activations 16 bits, in two planes.
+    """
+
+    def __init__(
+        self, program: Program, packed: PackedWeights, team: Team, max_tokens: int, two_planes_up_to: int
+    ) -> None:
+        self.program = program
+        self.weight_nbytes = packed.nbytes
+        self._team = team
+        self._two_planes_up_to = two_planes_up_to
+        self._lowered = lower(program, packed, max_tokens, planes=2)
+        config = program.config
+        groups = config.num_attention_heads // config.num_key_value_heads
+        work, wide = attention_scratch(config.head_dim, groups)
+        floats, stage = store_scratch(config.head_dim)
+        self._groups = groups
+        shape = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            round_up(max(work, floats), 16),
+            round_up(max(wide, stage), 64),
+        )
+        self._shape = np.array(shape, np.int64)
+        self._model = (self._lowered.table, packed.data, self._lowered.permutations, self._shape)
+        self._space = _Space(self._lowered, self._shape, team.threads)
+
+    def describe(self) -> Mapping[str, Any]:
+        """What runs where."""
+        return {
+            "backend": "cpu",
+            "device": "cpu",
+            "isa": TARGET.isa,
+            "threads": self._team.threads,
+            "weights": "packed",
+        }
+
+    def new_cache(self, geometry: CacheGeometry, num_slots: int) -> CpuCache:
+        """A cache with all slots empty. Raises `OutOfMemoryError`."""
+        return CpuCache(geometry, num_slots)
+
+    def warm_up(self) -> None:
+        """Run one token, so that all kernels are compiled or read from their cache."""
+        config = self.program.config
+        windows = config.layer_windows
+        geometry = CacheGeometry(1, windows, config.num_key_value_heads, config.head_dim, 1)
+        self.run(self.new_cache(geometry, 1), Batch.of([(SlotState(0), [0], "last")]))
+
+    def close(self) -> None:
+        """End the threads and free the weights."""
+        self._team.close()
+        self._model = self._space = None
+
+    def run(self, cache: CpuCache, batch: Batch, trace: Trace | None = None) -> np.ndarray:
+        """One step; see `interface.Runner`. Returns logits float32 [R, V]."""
+        plan = plan_step(cache.geometry, batch, self._groups)
+        space = self._space.arrays(len(batch.logits_rows) * self.program.config.vocab_size, self._partials(plan))
+        step = self._step(batch, plan)
+        held = (cache.data, cache.layout, cache.storage)
+        windows = windows_of(cache.geometry)
+        layer_kinds = np.array([windows.index(window) for window in cache.geometry.windows], np.int64)
+        planes = 2 if len(batch.token_ids) <= self._two_planes_up_to else 1
+        fixed = (self._model, space, held, step, layer_kinds, planes)
+        logits = (
+            space[1].reshape(len(batch.logits_rows), -1) if len(batch.logits_rows) else np.zeros((0, 0), np.float32)
+        )
+        if trace is None:
+            self._walk(fixed, 0, len(self._lowered.table), long=len(batch.token_ids) > _LONG_STEP)
+            return logits
+        rows_of = self._lowered.table["program_op"]
+        for index in range(len(self.program.ops)):
+            first, last = np.searchsorted(rows_of, [index, index + 1])
+            self._walk(fixed, int(first), int(last), long=False)
+            trace(index, self._buffers(space[0], len(batch.token_ids)) | {"logits": logits})
+        return logits
+
+    def _walk(self, fixed: tuple[Any, ...], first: int, last: int, *, long: bool) -> None:
+        """Rows of the table in all threads. Raises `EngineClosed` where the team was stopped meanwhile."""
+        if not self._team.run(walk, *fixed, first, last, _NO_TIMES, self._team.sync, interruptible=long):
+            raise EngineClosed("the step was stopped before its end")
+
+    def _buffers(self, act: np.ndarray, tokens: int) -> dict[str, np.ndarray]:
+        offsets, widths = self._lowered.offsets, self.program.buffers
+        return {
+            name: act[offsets[name] : offsets[name] + tokens * width].reshape(tokens, width)
+            for name, width in widths.items()
+        }
+
+    def _partials(self, plan: StepPlan) -> int:
+        return plan.partials * int(self._shape[0]) * partial_width(int(self._shape[2]))
+
+    def _step(self, batch: Batch, plan: StepPlan) -> tuple[np.ndarray, ...]:
+        bounds = np.zeros((len(plan.kinds), TILES + 1), np.int64)
+        bounds[:, TILES] = [kind.tiles for kind in plan.kinds]
+        joined = []
+        for column, name in ((0, "runs"), (2, "items"), (4, "merges")):
+            parts = [getattr(kind, name) for kind in plan.kinds]
+            ends = np.cumsum([len(part) for part in parts])
+            bounds[:, column], bounds[:, column + 1] = ends - [len(part) for part in parts], ends
+            joined.append(np.concatenate(parts))
+        tables = [rope_tables(rope, plan) for rope in self._lowered.ropes]
+        counts = np.array([len(batch.token_ids), len(batch.logits_rows)], np.int64)
+        cos, sin, ropes = _joined_tables(tables)
+        return (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, cos, sin, ropes)
+
+
+class _Space:
+    """Scratch of all steps; only logits and partial results are sized by the step."""
+
+    def __init__(self, lowered: Lowered, shape: np.ndarray, threads: int) -> None:
+        self._act = np.zeros(lowered.act_floats, np.float32)
+        self._quads = np.zeros(lowered.quads, np.int32)
+        self._xs = np.zeros(lowered.xs, np.float32)
+        self._stage = np.zeros(threads * STAGE, np.float32)
+        self._work = np.zeros(threads * int(shape[3]), np.float32)
+        self._wide = np.zeros(threads * int(shape[4]), np.uint8)
+        self._partials = np.zeros(1, np.float32)
+
+    def arrays(self, logits: int, partials: int) -> tuple[np.ndarray, ...]:
+        """In the order of `walker.py`; the logits are a fresh array, since the caller keeps them."""
+        if len(self._partials) < partials:
+            self._partials = np.zeros(partials, np.float32)
+        fresh = np.empty(max(logits, 1), np.float32)[:logits] if logits else np.empty(1, np.float32)
+        return (self._act, fresh, self._quads, self._xs, self._stage, self._partials, self._work, self._wide)
+
+
+def _joined_tables(tables: list[RopeTables]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All rotations' tables one behind the other, and the rows of `ropes`."""
+    if not tables:
+        nothing = np.zeros(1, np.float32)
+        return nothing, nothing, np.zeros((1, 4), np.int64)
+    begins = np.cumsum([0, *(len(table.cos) for table in tables[:-1])])
+    rows = [
+        (table.half, begin + table.by_position, begin + table.by_number, begin + table.by_turn)
+        for table, begin in zip(tables, begins, strict=True)
+    ]
+    cos, sin = (np.concatenate([getattr(table, name) for table in tables]) for name in ("cos", "sin"))
+    return cos, sin, np.array(rows, np.int64)
