@@ -43,19 +43,17 @@ def find(name: str | None = None, device: str | None = None) -> Backend:
     if name is not None and name not in installed():
         allowed = ", ".join(installed())
         raise BackendUnavailable("no such backend in this version", key="backend", found=name, allowed=allowed)
-    refused = None
+    reasons = []
     for candidate in [name] if name else installed():
         backend: Backend = importlib.import_module(f"edgellm.backends.{candidate}").backend
         if name is None and not backend.finished:
             continue
         if kind is not None and kind not in backend.devices:
-            allowed = ", ".join(backend.devices)
-            refused = refused or BackendUnavailable(
-                f"backend {candidate} does not run on that device", key="device", found=device, allowed=allowed
-            )
+            reasons.append(f"backend {candidate} runs on {', '.join(backend.devices)} only")
             continue
         reason = backend.unavailable()
         if reason is None:
             return backend
-        refused = BackendUnavailable(f"backend {candidate} cannot run here", found=reason)
-    raise refused
+        reasons.append(f"backend {candidate}: {reason}")
+    what = "cannot run here" if kind is None else "no backend of this version can run on that device here"
+    raise BackendUnavailable(what, key="backend" if kind is None else "device", found=device, hint="; ".join(reasons))
