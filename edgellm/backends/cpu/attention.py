@@ -101,7 +101,7 @@ def _put(out, at, work, a, count, divisor):
     store_n(out, at + whole, load_n_f32(work, a + whole, rest) / below, rest)
 
 
-@kernel
+@kernel(inline="always")
 def _score(work, q, s, queries, depth, head_dim, data, keys, storage, wide, wide_at, first, last):
     """Scores of a chunk's keys first .. last - 1."""
     if queries > _DIRECT_QUERIES:
@@ -115,7 +115,7 @@ def _score(work, q, s, queries, depth, head_dim, data, keys, storage, wide, wide
         scores_i8(work, q, s, queries, depth, head_dim, data, keys, first, last)
 
 
-@kernel
+@kernel(inline="always")
 def _sum_values(work, s, a, f, queries, depth, data, values, storage, wide, wide_at, first, last):
     """Fade the sums and add a chunk's values first .. last - 1 by their weights."""
     if queries > _DIRECT_QUERIES:
@@ -129,7 +129,7 @@ def _sum_values(work, s, a, f, queries, depth, data, values, storage, wide, wide
         values_i8(work, s, a, f, queries, depth, data, values, first, last)
 
 
-@kernel
+@kernel(inline="always")
 def _attend_run(
     work, q, capacity, queries, groups, depth, head_dim, cache, head, stride, storage, wide, wide_at, begin, end,
     oldest, window, cap
@@ -158,7 +158,7 @@ def _attend_run(
         _sum_values(work, s, a, f, queries, depth, cache, values, storage, wide, wide_at, first, last)
 
 
-@kernel
+@kernel(inline="always")
 def _attend(
     act, q_offset, q_stride, cache, head, stride, storage, tokens, runs, items, item, kv_head, cos, sin, by_turn, half,
     scale, cap, window, groups, head_dim, depth, capacity, work, q, wide, wide_at

@@ -108,27 +108,27 @@ def _make(load: Callable[..., Any], item_bytes: int) -> tuple[Callable[..., Any]
                 sums = fma(v, broadcast_f32(work, s + n), sums)
             store(work, indices(a, F32_LANES, count), sums)
 
-        @kernel
-        def columns(work, s, a, f, queries, depth, data, at, first, last):
-            r = 0
-            while r + QUERIES - 1 <= queries:
-                values_four(work, s + r * CHUNK, a + r * depth, f + r, depth, data, at, first, last)
-                r += QUERIES
-            for left in range(r, queries):
-                values_one(work, s + left * CHUNK, a + left * depth, f + left, depth, data, at, first, last)
+        return values_four, values_one
 
-        return columns
-
-    many, single = of_width(BLOCKS), of_width(1)
+    many_four, many_one = of_width(BLOCKS)
+    single_four, _ = of_width(1)
 
     @kernel
     def values(work, s, a, f, queries, depth, data, at, first, last):
         """Add the values of rows first .. last - 1 of the chunk whose values are at byte `at`."""
         whole = depth // GROUP * GROUP
         for d in range(0, whole, GROUP):
-            many(work, s, a + d, f, queries, depth, data, at + d * CHUNK * item_bytes, first, last)
+            part = at + d * CHUNK * item_bytes
+            r = 0
+            while r + QUERIES - 1 <= queries:
+                many_four(work, s + r * CHUNK, a + d + r * depth, f + r, depth, data, part, first, last)
+                r += QUERIES
+            for left in range(r, queries):
+                many_one(work, s + left * CHUNK, a + d + left * depth, f + left, depth, data, part, first, last)
         for d in range(whole, depth, F32_LANES):
-            single(work, s, a + d, f, queries, depth, data, at + d * CHUNK * item_bytes, first, last)
+            part = at + d * CHUNK * item_bytes
+            for r in range(0, queries, QUERIES):
+                single_four(work, s + r * CHUNK, a + d + r * depth, f + r, depth, data, part, first, last)
 
     return scores, values
 

@@ -11,9 +11,9 @@ import pytest
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.model.rope import Rope
 from tests.backends.cpu.attending import Layers
-from tests.backends.cpu.kernels import THREADS, cases, nmse
+from tests.backends.cpu.kernels import THREADS, WITHOUT_JIT, cases, nmse
 
-DTYPES = ("float32", "float16", "int8")
+DTYPES = ("int8",) if WITHOUT_JIT else ("float32", "float16", "int8")
 ROPE = Rope(10000.0, 8)
 
 
@@ -38,12 +38,12 @@ def test_prompts_and_single_tokens_of_any_shape(dtype: str, heads: int, kv_heads
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_ring_that_wraps_and_evicts_many_times(dtype: str) -> None:
-    context, sinks = (40, 3) if layers_are_slow() else (150, 5)
-    geometry = CacheGeometry(context, (None, 7, 60), 2, 16, 16, dtype)
+    context, sinks, times = (40, 3, 2) if WITHOUT_JIT else (150, 5, 6)
+    geometry = CacheGeometry(context, (None, 7, 60), 1 if WITHOUT_JIT else 2, 16, 16, dtype)
     layers = Layers(geometry, 4, rope=replace(ROPE, rope_type="linear", factor=2.0))
     state, rng = SlotState(0, sinks=sinks), np.random.default_rng(1)
     worst = 0.0
-    while state.end < 6 * context:
+    while state.end < times * context:
         count = int(rng.choice([1, 1, 1, 2, 5, 9, 16]))
         if state.length + count > context:
             state = state.evict(count + int(rng.integers(0, context // 3)))
@@ -54,17 +54,13 @@ def test_a_ring_that_wraps_and_evicts_many_times(dtype: str) -> None:
         if dtype == "float32":
             worst = max(worst, nmse(found, layers.run_reference([(state, count)], drawn)))
         state = state.extended(count)
-    assert state.evicted > 4 * context
+    assert state.evicted > (times - 2) * context
     assert worst < 1e-10
-
-
-def layers_are_slow() -> bool:
-    return len(cases(1, 2, small=1)) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_long_sequence_cut_into_spans_is_the_same_for_any_number_of_threads(dtype: str) -> None:
-    context = 300 if layers_are_slow() else 1000
+    context = 300 if WITHOUT_JIT else 1000
     geometry = CacheGeometry(context, (None, 500), 2, 24, 8, dtype)
     state = SlotState(0, sinks=4, evicted=context // 2, end=context + context // 2 - 10)
     found = []
@@ -98,9 +94,10 @@ def _fill(layers: Layers) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sequences_side_by_side_are_what_they_are_alone(dtype: str) -> None:
     geometry = CacheGeometry(400, (None, 30), 2, 16, 96, dtype)
-    parts = [(SlotState(2), 80), (SlotState(0, end=300), 1), (SlotState(1, sinks=2, evicted=9, end=60), 4)]
+    prompt = 12 if WITHOUT_JIT else 80
+    parts = [(SlotState(2), prompt), (SlotState(0, end=300), 1), (SlotState(1, sinks=2, evicted=9, end=60), 4)]
     together = Layers(geometry, 6, 3, ROPE)
-    drawn = together.draw(85)
+    drawn = together.draw(prompt + 5)
     outputs = [together.run(parts, drawn, nth) for nth in cases(*THREADS, small=1)]
     assert all((output == outputs[0]).all() for output in outputs)
     first = 0
@@ -114,7 +111,7 @@ def test_sequences_side_by_side_are_what_they_are_alone(dtype: str) -> None:
 
 @pytest.mark.parametrize("window", [None, 40])
 def test_a_prompt_in_chunks_is_the_prompt_at_once(window: int | None) -> None:
-    size = 60 if layers_are_slow() else 200
+    size = 60 if WITHOUT_JIT else 200
     geometry = CacheGeometry(256, (window,), 1, 32, 200, "float16")
     layers = Layers(geometry, 4, rope=ROPE, softcap=5.0)
     drawn = layers.draw(size)
