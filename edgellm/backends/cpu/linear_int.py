@@ -88,6 +88,8 @@ def _make_sums(width: int, bits: int) -> Callable[..., None]:
             zero = zeros_of(weights, zeros)
             exact = fma(-zero, broadcast_f32(xs, indices(scale_at + width, 1, width)), convert_f32(first))
             sums = fma(exact * broadcast_f32(xs, indices(scale_at, 1, width)), load_f16(weights, scales), sums)
+            prefetch(weights, scales + PREFETCH_BYTES)
+            prefetch(weights, zeros + PREFETCH_BYTES)
             scales += 2 * _LANES
             zeros += zero_step
             scale_at += 2 * width
@@ -112,6 +114,8 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
             scales = op["weight"] + HEAD_BYTES + block * block_bytes
             zeros = scales + groups * 2 * _LANES if zero_step > 0 else op["weight"]
             row = block * _LANES
+            for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # the first lines of the next block: nobody else asks
+                prefetch(weights, scales + head + block_bytes + ahead)
             for column in range(first_column, last_column, width):
                 quad, scale_at = column * groups * (group // 4), 2 * column * groups
                 line = scales + head
