@@ -47,6 +47,8 @@ SPLIT_TOKENS = 8
 #: Rows of a span, unless the context is so long that there would be more than about `_SPANS`.
 _SPAN = 256
 _SPANS = 64
+#: Spans that are cut short by the ends of runs: sinks and the rest, each in two runs where its ring wraps.
+_CUT_ENDS = 8
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,12 @@ def plan_step(geometry: CacheGeometry, batch: Batch, groups: int) -> StepPlan:
     return StepPlan(np.ascontiguousarray(np.stack(columns, 1)), tuple(kinds), positions, numbers, turns)
 
 
+def most_partials(geometry: CacheGeometry, num_slots: int) -> int:
+    """Partial results that no step needs more of, for planning memory."""
+    parts = max(geometry.rows(layer) // _span(geometry, layer) for layer in range(len(geometry.windows)))
+    return num_slots * SPLIT_TOKENS * (parts + _CUT_ENDS)
+
+
 def rope_tables(rope: Rope | None, plan: StepPlan) -> RopeTables:
     """The tables of one rotation for one step; without a rotation nothing turns."""
     if rope is None:
@@ -164,7 +172,7 @@ def _plan_kind(
     counts: Sequence[int],
     groups: int,
 ) -> KindPlan:
-    span = max(_SPAN, round_up(-(-geometry.rows(layer) // _SPANS), CHUNK))
+    span = _span(geometry, layer)
     tile = max(1, TILE_QUERIES // groups)
     runs: list[tuple[int, ...]] = []
     tiles: list[tuple[int, ...]] = []
@@ -189,6 +197,10 @@ def _plan_kind(
             merges.append((start, count, partials, len(pieces)))
             partials += count * len(pieces)
     return KindPlan(_table(runs, 4), _table(tiles + items, 5), _table(merges, 4), len(tiles), partials)
+
+
+def _span(geometry: CacheGeometry, layer: int) -> int:
+    return max(_SPAN, round_up(-(-geometry.rows(layer) // _SPANS), CHUNK))
 
 
 def _table(rows: list[tuple[int, ...]], width: int) -> np.ndarray:

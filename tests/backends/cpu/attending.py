@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.backends.cpu.attention import attention_scratch, op_attention, op_attention_merge, partial_width
-from edgellm.backends.cpu.attention_plan import plan_step, rope_tables, windows_of
+from edgellm.backends.cpu.attention_plan import most_partials, plan_step, rope_tables, windows_of
 from edgellm.backends.cpu.cache import CpuCache
 from edgellm.backends.cpu.cache_store import op_store_kv, store_scratch
 from edgellm.backends.cpu.rope import op_rope
@@ -60,6 +60,7 @@ class Layers:
         geometry, cache, (q, k, v) = self.geometry, self.cache, drawn
         batch = Batch.of([(state, [0] * count, "none") for state, count in parts])
         plan = plan_step(geometry, batch, self.heads // geometry.num_key_value_heads)
+        assert plan.partials <= most_partials(geometry, cache.num_slots)
         tables = rope_tables(self.rope, plan)
         windows, tokens, width = windows_of(geometry), q.shape[1], self.heads * geometry.head_dim
         outputs = []
