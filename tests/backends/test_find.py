@@ -32,5 +32,5 @@ def test_a_backend_that_does_not_exist_is_refused() -> None:
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(find("reference")), "unavailable", lambda self: "the processor is on holiday")
-    with pytest.raises(BackendUnavailable, match="backend: cannot run here.*backend reference: the processor is on"):
+    with pytest.raises(BackendUnavailable, match=r"backend: cannot run here.*backend reference: the processor is on"):
         find("reference")
