@@ -24,22 +24,10 @@ from edgellm.backends.cpu.layout import LinearKind, LinearLayout
 from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_int import op_linear_int4, op_linear_int8
 from edgellm.backends.cpu.linear_tiles import LINEAR_FIELDS, STAGE, scratch_sizes
+from edgellm.backends.cpu.measure import READ_BYTES, SUMS, multiply, multiply_floats, read
 from edgellm.backends.cpu.packing import plan_linear
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
-from edgellm.simd import (
-    F32_LANES,
-    TARGET,
-    dot_u7i8,
-    fma,
-    load_i32,
-    splat_f32,
-    splat_i8,
-    splat_u8,
-    store,
-    tile,
-    zero_f32,
-    zero_i32,
-)
+from edgellm.simd import F32_LANES, TARGET
 
 #: (rows, inputs) of each linear of a layer: qkv, o, gate_up, down.
 SHAPES = {
@@ -49,42 +37,8 @@ SHAPES = {
     "llama7b": [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)],
 }
 KINDS = {"int4": 4, "int8": 8, "f16": 16}
-#: More than the caches of any machine this is for.
-COPIES_BYTES = 400 << 20
 #: Up to so many tokens reading is what a linear is measured by.
 DECODE = 4
-_STEP = 4 * F32_LANES
-
-
-@kernel
-def read(memory, out, first, last):
-    a, b, c, d = zero_i32(), zero_i32(), zero_i32(), zero_i32()
-    for at in range(first, last - 4 * _STEP + 1, 4 * _STEP):
-        a ^= load_i32(memory, at)
-        b ^= load_i32(memory, at + _STEP)
-        c ^= load_i32(memory, at + 2 * _STEP)
-        d ^= load_i32(memory, at + 3 * _STEP)
-    store(out, 0, a ^ b ^ c ^ d)
-
-
-@kernel
-def multiply(out, times):
-    sums = tile(zero_i32(), 12)
-    u, s = splat_u8(1), splat_i8(1)
-    for _ in range(times):
-        sums = dot_u7i8(sums, u, s)
-    for i in range(12):
-        store(out, i * F32_LANES, sums[i])
-
-
-@kernel
-def multiply_floats(out, times, by):
-    sums = tile(zero_f32(), 12)
-    factor = splat_f32(by)
-    for _ in range(times):
-        sums = fma(sums, factor, factor)
-    for i in range(12):
-        store(out, i * F32_LANES, sums[i])
 
 
 @kernel
@@ -102,7 +56,7 @@ class Case:
 
     def __init__(self, layout: LinearLayout, tokens: int, planes: int, nth: int) -> None:
         self.layout, self.tokens, self.planes, self.nth = layout, tokens, planes, nth
-        copies = max(2, min(64, COPIES_BYTES // layout.nbytes))
+        copies = max(2, min(64, READ_BYTES // layout.nbytes))
         self.arena = Arena(layout.nbytes * copies)
         rng = np.random.default_rng(0)
         some = rng.integers(0, 0x38, 1 << 20, dtype=np.uint8)  # as float16 scales: small and finite
@@ -120,7 +74,7 @@ class Case:
         quads, xs = scratch_sizes(layout, tokens, planes)
         self.quads, self.xs = np.zeros(quads, np.int32), np.zeros(xs, np.float32)
         self.stage, self.permutations = np.zeros(nth * STAGE, np.float32), np.zeros(1, np.int32)
-        self.sink = np.zeros((nth, 12 * F32_LANES), np.int32)
+        self.sink = np.zeros((nth, SUMS * F32_LANES), np.int32)
         self.float_sink = self.sink.view(np.float32)
         self.quantize()
 
@@ -145,7 +99,7 @@ class Case:
         read(self.arena.bytes, self.sink[ith], first, first + share)
 
     def multiply(self, ith: int, copy: int) -> None:
-        each = 2 * 12 * F32_LANES * self.nth
+        each = 2 * SUMS * F32_LANES * self.nth
         if self.layout.kind == LinearKind.F16:
             multiply_floats(self.float_sink[ith], self.operations // 8 // each, 0.5)
         else:
