@@ -18,7 +18,7 @@ class Estimate:
 
     Attributes:
         process_bytes: measured: this process with the runtime's modules and this model's tokenizer in it.
-        weights_bytes, cache_bytes, scratch_bytes, loading_bytes: see `MemoryPlan`.
+        code_bytes, weights_bytes, cache_bytes, scratch_bytes, loading_bytes: see `MemoryPlan`.
         peak_bytes: the process at its peak.
         available_bytes: what this process can still allocate, None where the system does not tell.
         fits: `load` will not refuse.
@@ -26,6 +26,7 @@ class Estimate:
     """
 
     process_bytes: int
+    code_bytes: int
     weights_bytes: int
     cache_bytes: int
     scratch_bytes: int
@@ -63,6 +64,7 @@ def estimate(
     available = memory.available_bytes()
     return Estimate(
         process_bytes=process,
+        code_bytes=plan.code,
         weights_bytes=plan.weights,
         cache_bytes=plan.cache,
         scratch_bytes=plan.scratch,

@@ -138,15 +138,17 @@ class MemoryPlan:
         cache: keys and values of all slots.
         scratch: activations of the largest step, logits included.
         loading: held only while loading, above what stays.
+        code: compiled kernels and what the compiler keeps beside them.
     """
 
     weights: int
     cache: int
     scratch: int
     loading: int
+    code: int = 0
     notes: tuple[str, ...] = field(default=())
 
     @property
     def peak(self) -> int:
         """The larger of the peak while loading and the peak while running."""
-        return self.weights + max(self.loading, self.cache + self.scratch)
+        return self.code + self.weights + max(self.loading, self.cache + self.scratch)

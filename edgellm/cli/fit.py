@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXIT_DOES_NOT_FIT = 75
 _ROWS = {
     "process_bytes": "Python, libraries, tokenizer",
+    "code_bytes": "compiled kernels",
     "weights_bytes": "weights",
     "cache_bytes": "cache",
     "scratch_bytes": "scratch of the largest step",
@@ -68,7 +69,11 @@ def _print(estimate: Estimate, context: int, fitting: int | None, longest: int, 
     import sys
 
     values = estimate.as_dict()
-    rows = [(_ROWS[key] + (f" of {context} tokens" if key == "cache_bytes" else ""), values[key]) for key in _ROWS]
+    rows = [
+        (_ROWS[key] + (f" of {context} tokens" if key == "cache_bytes" else ""), values[key])
+        for key in _ROWS
+        if values[key]
+    ]
     rows += [("peak", values["peak_bytes"]), ("available", values["available_bytes"])]
     width = max(len(name) for name, _ in rows)
     for name, nbytes in rows:

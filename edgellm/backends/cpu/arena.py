@@ -11,6 +11,8 @@ from edgellm.errors import OutOfMemoryError
 
 #: Memory read from 4 KiB pages ran up to a quarter slower than from large ones (Zen 4).
 LARGE_PAGE_BYTES = 2 << 20
+#: Python's default is a shared mapping, which Linux backs with large pages only where shmem_enabled says so.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Arena:
@@ -32,7 +34,7 @@ class Arena:
     def __init__(self, nbytes: int) -> None:
         self.used_bytes = 0
         try:
-            memory = mmap.mmap(-1, max(nbytes, 1) + LARGE_PAGE_BYTES)
+            memory = mmap.mmap(-1, max(nbytes, 1) + LARGE_PAGE_BYTES, **_PRIVATE)
         except (OSError, OverflowError, ValueError) as error:
             raise OutOfMemoryError("no memory for the weights", key="nbytes", found=nbytes, hint=str(error)) from error
         _ask_for_large_pages(memory)

@@ -15,7 +15,6 @@ from edgellm.backends.cpu.activation import op_act_mul, op_add, op_softcap
 from edgellm.backends.cpu.attention import op_attention, op_attention_merge
 from edgellm.backends.cpu.barrier import barrier
 from edgellm.backends.cpu.cache_store import op_store_kv
-from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_embed import op_embed
 from edgellm.backends.cpu.linear_int import op_linear_int4, op_linear_int8
@@ -23,7 +22,7 @@ from edgellm.backends.cpu.norm import op_rms_norm
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
 from edgellm.backends.cpu.rope import op_rope
-from edgellm.backends.cpu.work import share
+from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import ticks
 
 EMBED, RMS_NORM = int(Kind.EMBED), int(Kind.RMS_NORM)
@@ -42,17 +41,18 @@ HALF, BY_POSITION, BY_NUMBER, BY_TURN = range(4)
 FIRST_RUN, LAST_RUN, FIRST_ITEM, LAST_ITEM, FIRST_MERGE, LAST_MERGE, TILES = range(7)
 
 
-@kernel
+@bare_kernel
 def op_pick_rows(act, op, logits_rows, ith, nth):
     """Copy the rows whose logits are wanted."""
     first, last = share(ith, nth, logits_rows.shape[0])
     for row in range(first, last):
         source = op["source"] + logits_rows[row] * op["source_stride"]
         target = op["out"] + row * op["out_stride"]
-        act[target : target + op["width"]] = act[source : source + op["width"]]
+        for i in range(op["width"]):
+            act[target + i] = act[source + i]
 
 
-@kernel
+@bare_kernel
 def run_linear(model, space, step, op, count, planes, ith, nth):
     """QUANTIZE, ARRANGE, and the linears between buffers and to the logits."""
     _, weights, permutations, _ = model
@@ -73,7 +73,7 @@ def run_linear(model, space, step, op, count, planes, ith, nth):
         op_linear_f16(out, xs, stage, weights, op, count, ith, nth)
 
 
-@kernel
+@bare_kernel
 def run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth):
     """STORE_KV, ROPE, ATTEND and ATTEND_MERGE."""
     shape = model[3]
@@ -167,7 +167,7 @@ def run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth):
     )
 
 
-@kernel
+@bare_kernel
 def run_elements(model, space, step, op, count, ith, nth):
     """The ops that go over rows of numbers."""
     weights = model[1]
@@ -203,7 +203,7 @@ def run_elements(model, space, step, op, count, ith, nth):
         op_softcap(logits, 0, op["source_stride"], op["multiplier"], op["cap"], count, width, ith, nth)
 
 
-@kernel
+@bare_kernel
 def walk(model, space, cache, step, layer_kinds, planes, first, last, times, sync, ith, nth):
     """Rows first .. last - 1 of the table, by thread `ith` of `nth`.
 
