@@ -40,7 +40,7 @@ def run(args: Namespace) -> int:
         "memory": machine.memory(),
         "cuda_driver": machine.cuda_driver(),
         "backends": _backends(),
-        "packages": _packages(),
+        "packages": machine.packages(_PACKAGES),
         "folders": {kind: _folder(kind) for kind in places.KINDS},
         "variables": _variables(),
         "self_test": _self_test(args.model),
@@ -51,18 +51,6 @@ def run(args: Namespace) -> int:
     else:
         print_facts(facts, terminal)
     return 0 if facts["self_test"]["ok"] else int(facts["self_test"]["exit_code"])
-
-
-def _packages() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _variables() -> dict[str, str]:

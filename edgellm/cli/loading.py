@@ -8,6 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.api.embedded import NAME
+from edgellm.cli.compiling import Compiling
 from edgellm.cli.figures import count, size
 from edgellm.cli.find_model import find_model
 from edgellm.cli.options import loading_of
@@ -67,7 +68,7 @@ def load(args: Namespace, terminal: Terminal) -> LLM:
     import edgellm
 
     path = find_model(args.model)
-    with LoadingBar(terminal) as bar:
+    with Compiling(terminal), LoadingBar(terminal) as bar:
         llm = edgellm.load(path, progress=bar, **loading_of(args))
     terminal.say(start_line(llm.info, embedded=path is None))
     for note in llm.info.get("notes", ()):

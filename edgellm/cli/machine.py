@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def system() -> dict[str, Any]:
         "executable": sys.executable,
         "frozen": bool(getattr(sys, "frozen", False)),
     }
+
+
+def packages(names: Iterable[str]) -> dict[str, str]:
+    """Installed version of each package, by name."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.cpu.linear_tiles import STAGE
 from edgellm.backends.cpu.lower import Lowered, lower
 from edgellm.backends.cpu.packed import PackedWeights
+from edgellm.backends.cpu.profile import RowTime, Stopwatch, row_times, work_of
 from edgellm.backends.cpu.team import Team
 from edgellm.backends.cpu.walker import TILES, walk
 from edgellm.backends.interface import Batch, Trace
@@ -71,6 +73,7 @@ class CpuRunner:
             "isa": TARGET.isa,
             "threads": self._team.threads,
             "weights": "packed",
+            "work": asdict(work_of(self._lowered.table)),
         }
 
     def new_cache(self, geometry: CacheGeometry, num_slots: int) -> CpuCache:
@@ -91,6 +94,31 @@ class CpuRunner:
 
     def run(self, cache: CpuCache, batch: Batch, trace: Trace | None = None) -> np.ndarray:
         """One step; see `interface.Runner`. Returns logits float32 [R, V]."""
+        fixed, logits = self._prepare(cache, batch)
+        if trace is None:
+            self._walk(fixed, 0, len(self._lowered.table), long=len(batch.token_ids) > _LONG_STEP)
+            return logits
+        rows_of = self._lowered.table["program_op"]
+        for index in range(len(self.program.ops)):
+            first, last = np.searchsorted(rows_of, [index, index + 1])
+            self._walk(fixed, int(first), int(last), long=False)
+            trace(index, self._buffers(fixed[1][0], len(batch.token_ids)) | {"logits": logits})
+        return logits
+
+    def profile(self, cache: CpuCache, batch: Batch) -> list[RowTime]:
+        """One step, as `run` does it, and what each row of the op table took.
+
+        Raises:
+            BackendUnavailable: this processor has no clock that kernels can read.
+        """
+        fixed, _ = self._prepare(cache, batch)
+        table = self._lowered.table
+        watch = Stopwatch(len(table))
+        self._walk(fixed, 0, len(table), long=False, times=watch.times)
+        return row_times(table, watch.seconds(), cache, batch)
+
+    def _prepare(self, cache: CpuCache, batch: Batch) -> tuple[tuple[Any, ...], np.ndarray]:
+        """The arguments of the walk, and the logits that it will fill."""
         plan = plan_step(cache.geometry, batch, self._groups)
         space = self._space.arrays(len(batch.logits_rows) * self.program.config.vocab_size, self._partials(plan))
         step = self._step(batch, plan)
@@ -102,19 +130,13 @@ class CpuRunner:
         logits = (
             space[1].reshape(len(batch.logits_rows), -1) if len(batch.logits_rows) else np.zeros((0, 0), np.float32)
         )
-        if trace is None:
-            self._walk(fixed, 0, len(self._lowered.table), long=len(batch.token_ids) > _LONG_STEP)
-            return logits
-        rows_of = self._lowered.table["program_op"]
-        for index in range(len(self.program.ops)):
-            first, last = np.searchsorted(rows_of, [index, index + 1])
-            self._walk(fixed, int(first), int(last), long=False)
-            trace(index, self._buffers(space[0], len(batch.token_ids)) | {"logits": logits})
-        return logits
+        return fixed, logits
 
-    def _walk(self, fixed: tuple[Any, ...], first: int, last: int, *, long: bool) -> None:
+    def _walk(
+        self, fixed: tuple[Any, ...], first: int, last: int, *, long: bool, times: np.ndarray = _NO_TIMES
+    ) -> None:
         """Rows of the table in all threads. Raises `EngineClosed` where the team was stopped meanwhile."""
-        if not self._team.run(walk, *fixed, first, last, _NO_TIMES, self._team.sync, interruptible=long):
+        if not self._team.run(walk, *fixed, first, last, times, self._team.sync, interruptible=long):
             raise EngineClosed("the step was stopped before its end")
 
     def _buffers(self, act: np.ndarray, tokens: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,154 @@
+"""The timings of `edgellm bench`: what a program that uses `edgellm.load` and `generate` would see."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.cli.figures import peak_bytes
+
+if TYPE_CHECKING:
+    from edgellm import LLM, ModelConfig, Result
+
+FIRST_TOKEN_PROMPT = 16
+_SEED = 20240229
+_ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_SCALE_BYTES = 4
+_YARDSTICK_SECONDS = 0.5
+#: Of the memory that is free, what the yardstick may take at most.
+_YARDSTICK_PART = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is run: tokens of the prompt, tokens generated, tokens in the slot before them, rounds."""
+
+    prompt: int
+    generate: int
+    depths: tuple[int, ...]
+    runs: int
+
+    @property
+    def context(self) -> int:
+        """Tokens that the longest run needs."""
+        return max(self.prompt + 1, FIRST_TOKEN_PROMPT + 1, *(max(d, 1) + self.generate + 1 for d in self.depths))
+
+
+@dataclass
+class Measured:
+    """Figures of every round.
+
+    Attributes:
+        prefill: tokens a second.
+        decode: tokens a second, by depth.
+        first_token: seconds.
+        read_bandwidth, integer_peak: of the machine, bytes and operations a second; empty where not measured.
+        peak_memory_bytes: of this process after the first round, before anything but the model took memory.
+    """
+
+    prefill: list[float] = field(default_factory=list)
+    decode: dict[int, list[float]] = field(default_factory=dict)
+    first_token: list[float] = field(default_factory=list)
+    read_bandwidth: list[float] = field(default_factory=list)
+    integer_peak: list[float] = field(default_factory=list)
+    peak_memory_bytes: int | None = None
+
+
+def measure(llm: LLM, sizes: Sizes, say: Callable[[str], None]) -> Measured:
+    """All rounds, each with prompts of its own, since a slot remembers the last one; the machine's limits in each.
+
+    Rounds go through all measurements rather than one after the other: what drifts on the machine meets all alike.
+    """
+    measured = Measured(decode={depth: [] for depth in sizes.depths})
+    prompts = _Prompts(llm)
+    yardstick = None
+    try:
+        for number in range(1, sizes.runs + 1):
+            head = f"round {number} of {sizes.runs}"
+            say(f"{head}: prefill of {sizes.prompt}")
+            measured.prefill.append(_prefill_rate(prompts.run(sizes.prompt, 1)))
+            measured.first_token.append(prompts.run(FIRST_TOKEN_PROMPT, 1).timings.ttft_s)
+            for depth in sizes.depths:
+                say(f"{head}: decode at depth {depth}")
+                result = prompts.run(max(depth, 1), sizes.generate + 1)
+                measured.decode[depth].append((len(result.tokens) - 1) / result.timings.decode_s)
+            if number == 1:
+                measured.peak_memory_bytes = peak_bytes()
+            if "work" in llm.info:
+                say(f"{head}: what the machine can read and multiply")
+                yardstick = yardstick or _yardstick(llm.info["threads"])
+                measured.read_bandwidth.append(yardstick.read_bandwidth(_YARDSTICK_SECONDS))
+                measured.integer_peak.append(yardstick.integer_peak(_YARDSTICK_SECONDS))
+    finally:
+        if yardstick is not None:
+            yardstick.close()
+    return measured
+
+
+class _Prompts:
+    """Runs of random prompts, alike in every process."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._random = np.random.default_rng(_SEED)
+
+    def run(self, tokens: int, max_tokens: int) -> Result:
+        ids = self._random.integers(0, self._llm.config.vocab_size, tokens).tolist()
+        return self._llm.generate(ids, max_tokens=max_tokens, temperature=0, ignore_eos=True, stop=[])
+
+
+def _prefill_rate(result: Result) -> float:
+    return (result.usage.prompt_tokens - result.usage.cached_tokens) / result.timings.prefill_s
+
+
+def _yardstick(threads: int) -> Any:
+    from edgellm.api.memory import available_bytes
+    from edgellm.backends.cpu.measure import READ_BYTES, Yardstick
+
+    available = available_bytes()
+    return Yardstick(threads, READ_BYTES if available is None else min(READ_BYTES, available // _YARDSTICK_PART))
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, least and most."""
+    values = list(values)
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def cache_token_bytes(config: ModelConfig, dtype: str, tokens: float) -> int:
+    """Bytes of keys and values that attention reads for a token behind `tokens` others, padding left out."""
+    head = config.head_dim * _ITEM_BYTES[dtype] + (_SCALE_BYTES if dtype == "int8" else 0)
+    rows = sum(min(tokens + 1, window or tokens + 1) for window in config.layer_windows)
+    return round(2 * config.num_key_value_heads * head * rows)
+
+
+def summary(llm: LLM, sizes: Sizes, measured: Measured) -> dict[str, Any]:
+    """Medians and shares as JSON-able facts. A share is that of the median in the best that the machine did."""
+    work = llm.info.get("work")
+    bandwidth = max(measured.read_bandwidth, default=None)
+    peak = max(measured.integer_peak, default=None)
+    prefill = {"tokens": sizes.prompt, "tokens_per_second": spread(measured.prefill)}
+    if peak and work["integer_operations"]:
+        used = work["integer_operations"] * prefill["tokens_per_second"]["median"]
+        prefill |= {"operations_per_token": work["integer_operations"], "peak_share": used / peak}
+    decode = []
+    for depth, rates in measured.decode.items():
+        entry: dict[str, Any] = {"depth": depth, "tokens": sizes.generate, "tokens_per_second": spread(rates)}
+        if bandwidth:
+            # in the middle of the run
+            cache = cache_token_bytes(llm.config, llm.info["cache_dtype"], max(depth, 1) + sizes.generate / 2)
+            entry["read_bytes_per_token"] = {"weights": work["weight_bytes"], "cache": cache}
+            read = (work["weight_bytes"] + cache) * entry["tokens_per_second"]["median"]
+            entry["bandwidth_share"] = read / bandwidth
+        decode.append(entry)
+    return {
+        "prefill": prefill,
+        "decode": decode,
+        "first_token": {"tokens": FIRST_TOKEN_PROMPT, "seconds": spread(measured.first_token)},
+        "peak_memory_bytes": measured.peak_memory_bytes,
+        "machine_limits": {"read_bytes_per_second": bandwidth, "integer_operations_per_second": peak},
+    }
