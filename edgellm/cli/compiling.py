@@ -55,7 +55,7 @@ class Compiling:
         """What was compiled, how long it took and where it is kept."""
         folder = kept_in()
         kept = f"kept in {short(folder)}" if folder else "they cannot be kept on this machine"
-        return f"compiled {self.compiled} kernels in {self.seconds:.0f} s; {kept}"
+        return f"compiled {kernels(self.compiled)} in {self.seconds:.0f} s; {kept}"
 
     def _hear(self, name: str, seconds: float | None) -> None:
         """A compilation began, or ended after `seconds`; kernels that a kernel calls are compiled within it."""
@@ -73,12 +73,24 @@ class Compiling:
             self._line.clear()
 
 
+def kernels(number: int) -> str:
+    """The number with its noun."""
+    return f"{number} kernel{'s' * (number != 1)}"
+
+
 def kept_in() -> str | None:
     """The folder that compiled kernels are written to, None where there is none."""
     from edgellm.backends.cpu.jit_cache import folders
 
     folder = folders().writable()
     return None if folder is None else str(folder)
+
+
+def found_in() -> str | None:
+    """The first folder that compiled kernels are read from, None where there is none."""
+    from edgellm.backends.cpu.jit_cache import folders
+
+    return next(map(str, folders().readable()), None)
 
 
 def _what() -> str:

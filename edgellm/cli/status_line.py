@@ -31,7 +31,7 @@ class StatusLine:
         self.clear()
 
     def show(self, text: str) -> None:
-        """Put `text`, without control characters, in place of what is shown, cut to the width of the terminal."""
+        """Put `text`, our own and not a file's, in place of what is shown, cut to the width of the terminal."""
         if self.live:
             width = shutil.get_terminal_size().columns
             self._write("\r\x1b[K" + self._terminal.style("dim", text[: max(width - 1, 1)]))

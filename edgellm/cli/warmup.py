@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import options
-from edgellm.cli.compiling import Compiling, kept_in
+from edgellm.cli.compiling import Compiling, found_in, kept_in, kernels
 from edgellm.cli.parser import Parser
 from edgellm.cli.places import short
 from edgellm.cli.terminal import Terminal
@@ -37,7 +37,7 @@ def run(args: Namespace) -> int:
     with Compiling(terminal, summarize=False) as compiling:
         compile_kernels()
     seconds = time.perf_counter() - start
-    folder = kept_in()
+    folder = kept_in() if compiling.compiled else found_in()
     facts = {
         "isa": TARGET.isa,
         "cpu": TARGET.cpu,
@@ -65,7 +65,7 @@ def compile_kernels() -> None:
 
 def _sentence(facts: dict[str, Any]) -> str:
     if facts["compiled"]:
-        done = f"compiled {facts['compiled']} kernels for {facts['isa']} in {facts['compile_seconds']:.1f} s"
+        done = f"compiled {kernels(facts['compiled'])} for {facts['isa']} in {facts['compile_seconds']:.1f} s"
     else:
         done = f"nothing to compile: the kernels for {facts['isa']} are ready ({facts['seconds']:.1f} s)"
     if facts["folder"] is None:

@@ -107,6 +107,14 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "bare", template=None)
 
 
+@pytest.fixture(scope="session")
+def shared_kernels() -> None:
+    """Compiled kernels are looked for where all tests of this process do, not in the home that a test is given."""
+    from edgellm.backends.cpu.jit_cache import folders
+
+    folders()
+
+
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A home of its own, one thread, no colours and no EDGELLM_ variables, here and in subprocesses."""

@@ -5,18 +5,31 @@ The kernels' modules import numba, so this file waits with them until the backen
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgellm.backends.cpu.backend import CpuBackend
 
-    backend: CpuBackend
+
+class _Package(ModuleType):
+    """A property rather than a module's `__getattr__`: whoever imports `backend.py` makes that module an attribute of
+    this package, and `backend` would be the one or the other by who came first."""
+
+    _backend: CpuBackend | None = None
+
+    @property
+    def backend(self) -> CpuBackend:
+        if self._backend is None:
+            from edgellm.backends.cpu.backend import CpuBackend
+
+            self._backend = CpuBackend()
+        return self._backend
+
+    @backend.setter
+    def backend(self, module: ModuleType) -> None:
+        """Python's import of `backend.py` ends here."""
 
 
-def __getattr__(name: str) -> Any:
-    if name != "backend":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from edgellm.backends.cpu.backend import CpuBackend
-
-    globals()["backend"] = CpuBackend()
-    return globals()["backend"]
+sys.modules[__name__].__class__ = _Package
