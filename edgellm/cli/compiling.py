@@ -6,6 +6,7 @@ numba is not imported here: only a backend that compiles announces anything.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from edgellm.cli.places import short
@@ -20,15 +21,18 @@ class Compiling:
     Args:
         terminal: to speak through.
         summarize: whether to say at the end what was compiled.
+        make_room: called before anything is said, to take away what else is shown in the last line.
 
     Attributes:
         compiled: kernels compiled so far.
         seconds: wall time that it took.
     """
 
-    def __init__(self, terminal: Terminal, *, summarize: bool = True) -> None:
+    def __init__(
+        self, terminal: Terminal, *, summarize: bool = True, make_room: Callable[[], None] = lambda: None
+    ) -> None:
         self.compiled, self.seconds = 0, 0.0
-        self._terminal, self._summarize = terminal, summarize
+        self._terminal, self._summarize, self._make_room = terminal, summarize, make_room
         self._line = StatusLine(terminal)
         self._depth = 0
         self._began: float | None = None
@@ -59,6 +63,7 @@ class Compiling:
 
     def _hear(self, name: str, seconds: float | None) -> None:
         """A compilation began, or ended after `seconds`; kernels that a kernel calls are compiled within it."""
+        self._make_room()
         if self._began is None:
             self._began = time.monotonic()
             if not self._line.live:

@@ -50,6 +50,13 @@ class LoadingBar:
             self._begin(elapsed * total / max(done, 1))
         self._bar.update(self._task, completed=done, total=total)
 
+    def hide(self) -> None:
+        """Take the bar away, as if loading had just begun; it comes again when that has taken its time."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._start = time.monotonic()
+
     def _begin(self, expected_s: float) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -68,7 +75,8 @@ def load(args: Namespace, terminal: Terminal) -> LLM:
     import edgellm
 
     path = find_model(args.model)
-    with Compiling(terminal), LoadingBar(terminal) as bar:
+    bar = LoadingBar(terminal)
+    with Compiling(terminal, make_room=bar.hide), bar:
         llm = edgellm.load(path, progress=bar, **loading_of(args))
     terminal.say(start_line(llm.info, embedded=path is None))
     for note in llm.info.get("notes", ()):

@@ -66,6 +66,14 @@ def test_a_terminal_sees_a_count_that_is_taken_away(shared_kernels, screen):
 
 
 @compiles
+def test_the_loading_bar_makes_room(shared_kernels, screen):
+    room = []
+    with Compiling(Terminal("never"), make_room=lambda: room.append(1)):
+        assert a_kernel(11)(1) == 12
+    assert len(room) == 4
+
+
+@compiles
 def test_quiet_says_nothing(capsys):
     with Compiling(Terminal("never", quiet=True)):
         assert a_kernel(9)(1) == 10

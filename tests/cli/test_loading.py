@@ -47,6 +47,21 @@ def test_a_wait_of_over_ten_seconds_shows_the_time_left(clock):
         assert "TimeRemainingColumn" in columns_of(bar)
 
 
+def test_a_hidden_bar_comes_back_after_two_more_seconds(clock):
+    with LoadingBar(Terminal("never")) as bar:
+        clock.seconds = 2.5
+        bar(5, 10)
+        shown = bar._bar
+        bar.hide()
+        assert not shown.live.is_started
+        clock.seconds = 4
+        bar(6, 10)
+        assert bar._bar is None
+        clock.seconds = 5
+        bar(7, 10)
+        assert bar._bar.tasks[0].completed == 7
+
+
 def test_quiet_and_pipes_show_no_bar(clock, monkeypatch):
     clock.seconds = 99
     quiet = LoadingBar(Terminal("never", quiet=True))
