@@ -27,7 +27,16 @@ _PROMPT, _GENERATE, _DEPTHS, _RUNS = 512, 64, (0, 2048), 3
 _DEFAULT_CONTEXT = 4096
 #: Load average from which the figures are those of a shared machine.
 _BUSY = 0.5
-_INFO = ("parameters", "architecture", "quantization", "weights", "weight_bytes", "context", "cache_dtype")
+_INFO = (
+    "parameters",
+    "architecture",
+    "quantization",
+    "weights",
+    "weight_bytes",
+    "cache_bytes",
+    "context",
+    "cache_dtype",
+)
 _WHERE = ("backend", "device", "isa", "threads")
 
 
@@ -152,7 +161,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     shown = f"{seconds['median']:.3f} s ({seconds['min']:.3f}-{seconds['max']:.3f})"
     lines.append(("first token", f"{shown}, of a prompt of {first['tokens']}"))
     if facts["peak_memory_bytes"]:
-        lines.append(("peak memory", size(facts["peak_memory_bytes"])))
+        running = size(facts["resident_memory_bytes"])
+        lines.append(("peak memory", f"{size(facts['peak_memory_bytes'])}, {running} of it while running"))
     where = [facts["backend"], facts["isa"], f"{facts['threads']} threads", facts["machine"]["processor"]]
     if facts["load_average"] is not None:
         where.append(f"load average {facts['load_average']:.1f}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def profiles(path: str | None, args: Namespace, sizes: Sizes, say: Callable[[str
     """Load the model once more, without the engine, and profile a prefill and decode steps at each depth.
 
     Returns:
-        A dict each: "step", "tokens" that the figures are a mean over (1 for the whole prefill), "ops".
+        A dict each: "step", "repeats" that the figures are medians of, "ops" as `by_kind` gives them.
     """
     from edgellm.backends import find
     from edgellm.model.fusion import fuse
@@ -39,13 +40,14 @@ def profiles(path: str | None, args: Namespace, sizes: Sizes, say: Callable[[str
         runner = backend.load(fuse(build_program(opened.config)), opened.weights, threads=args.threads)
     try:
         stepper = _Stepper(runner, args, min(backend.prefill_chunk, args.context))
+        found = []
         say(f"profile: prefill of {sizes.prompt}")
-        found = [{"step": f"prefill of {sizes.prompt}", "tokens": 1, "ops": by_kind(stepper.prefill(sizes.prompt), 1)}]
+        times = [stepper.prefill(sizes.prompt) for _ in range(sizes.runs)]
+        found.append({"step": f"prefill of {sizes.prompt}", "repeats": sizes.runs, "ops": by_kind(times)})
         for depth in sizes.depths:
             say(f"profile: decode at depth {depth}")
-            rows = stepper.decode(depth, sizes.generate)
-            ops = by_kind(rows, sizes.generate)
-            found.append({"step": f"decode at depth {depth}", "tokens": sizes.generate, "ops": ops})
+            times = stepper.decode(depth, sizes.generate)
+            found.append({"step": f"decode at depth {depth}", "repeats": sizes.generate, "ops": by_kind(times)})
         return found
     finally:
         runner.close()
@@ -69,8 +71,7 @@ class _Stepper:
         self._random = np.random.default_rng(_SEED)
 
     def prefill(self, tokens: int) -> list[RowTime]:
-        """Rows of all steps of a prompt, after one run that nobody times."""
-        self._fill(tokens)
+        """Rows of all steps of a prompt."""
         rows: list[RowTime] = []
         state = SlotState(0)
         for count in self._counts(tokens):
@@ -79,15 +80,13 @@ class _Stepper:
             state = state_after
         return rows
 
-    def decode(self, depth: int, tokens: int) -> list[RowTime]:
-        """Rows of `tokens` steps of one token behind `depth` others, after a step that nobody times."""
-        state = self._fill(max(depth, 1))
-        self._runner.run(self._cache, self._batch(state, 1, last=True))
-        state, rows = state.extended(1), []
+    def decode(self, depth: int, tokens: int) -> list[list[RowTime]]:
+        """Rows of each of `tokens` steps of one token behind `depth` others."""
+        state, steps = self._fill(max(depth, 1)), []
         for _ in range(tokens):
-            rows += self._runner.profile(self._cache, self._batch(state, 1, last=True))
+            steps.append(self._runner.profile(self._cache, self._batch(state, 1, last=True)))
             state = state.extended(1)
-        return rows
+        return steps
 
     def _fill(self, tokens: int) -> SlotState:
         state = SlotState(0)
@@ -105,33 +104,31 @@ class _Stepper:
         return Batch.of([(state, ids, "last" if last else "none")])
 
 
-def by_kind(rows: Iterable[RowTime], parts: int) -> list[dict[str, Any]]:
-    """Sums over the rows of each kind, divided by `parts`, the slowest kind first."""
+def by_kind(repeats: Sequence[Sequence[RowTime]]) -> list[dict[str, Any]]:
+    """Sums over the rows of each kind, the slowest kind first.
+
+    Args:
+        repeats: the same rows, several times; of a row the median time counts, so that a thread that had to wait for
+            its processor now and then does not.
+    """
     sums: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        entry = sums.setdefault(row.kind, {"kind": row.kind, "rows": 0, "seconds": 0.0, "bytes": 0})
+    for times in zip(*repeats, strict=True):
+        kind = times[0].kind
+        entry = sums.setdefault(kind, {"kind": kind, "rows": 0, "seconds": 0.0, "share": 0.0, "bytes": 0})
         entry["rows"] += 1
-        entry["seconds"] += row.seconds
-        entry["bytes"] += row.nbytes
+        entry["seconds"] += statistics.median(row.seconds for row in times)
+        entry["bytes"] += sum(row.nbytes for row in times) // len(times)
     total = sum(entry["seconds"] for entry in sums.values()) or 1.0
-    return [
-        {
-            "kind": entry["kind"],
-            "rows": entry["rows"] // parts,
-            "seconds": entry["seconds"] / parts,
-            "share": entry["seconds"] / total,
-            "bytes": entry["bytes"] // parts,
-        }
-        for entry in sorted(sums.values(), key=lambda entry: -entry["seconds"])
-    ]
+    for entry in sums.values():
+        entry["share"] = entry["seconds"] / total
+    return sorted(sums.values(), key=lambda entry: -entry["seconds"])
 
 
 def print_profiles(found: list[dict[str, Any]], terminal: Terminal) -> None:
     """A table a step; bytes are weights and cache, and GB/s what they make of the time."""
     for profile in found:
-        of = f", mean of {profile['tokens']} tokens" if profile["tokens"] > 1 else ""
         seconds = sum(entry["seconds"] for entry in profile["ops"])
-        terminal.line(f"\n{profile['step']}: {seconds * 1e3:.3g} ms{of}")
+        terminal.line(f"\n{profile['step']}: {seconds * 1e3:.3g} ms, medians of {profile['repeats']}")
         terminal.line(f"  {'op':<14}{'rows':>6}{'ms':>10}{'share':>8}{'bytes':>10}{'GB/s':>8}")
         for entry in profile["ops"]:
             rate = entry["bytes"] / entry["seconds"] / 1e9 if entry["bytes"] and entry["seconds"] > 0 else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.api.memory import available_bytes, resident_bytes
 from edgellm.cli.figures import peak_bytes
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Measured:
         decode: tokens a second, by depth.
         first_token: seconds.
         read_bandwidth, integer_peak: of the machine, bytes and operations a second; empty where not measured.
-        peak_memory_bytes: of this process after the first round, before anything but the model took memory.
+        peak_memory_bytes, resident_memory_bytes: of this process after the first round, before anything but the model
+            took memory: the most it held, and what it holds.
     """
 
     prefill: list[float] = field(default_factory=list)
@@ -56,6 +58,7 @@ class Measured:
     read_bandwidth: list[float] = field(default_factory=list)
     integer_peak: list[float] = field(default_factory=list)
     peak_memory_bytes: int | None = None
+    resident_memory_bytes: int | None = None
 
 
 def measure(llm: LLM, sizes: Sizes, say: Callable[[str], None]) -> Measured:
@@ -77,7 +80,7 @@ def measure(llm: LLM, sizes: Sizes, say: Callable[[str], None]) -> Measured:
                 result = prompts.run(max(depth, 1), sizes.generate + 1)
                 measured.decode[depth].append((len(result.tokens) - 1) / result.timings.decode_s)
             if number == 1:
-                measured.peak_memory_bytes = peak_bytes()
+                measured.peak_memory_bytes, measured.resident_memory_bytes = peak_bytes(), resident_bytes()
             if "work" in llm.info:
                 say(f"{head}: what the machine can read and multiply")
                 yardstick = yardstick or _yardstick(llm.info["threads"])
@@ -106,7 +109,6 @@ def _prefill_rate(result: Result) -> float:
 
 
 def _yardstick(threads: int) -> Any:
-    from edgellm.api.memory import available_bytes
     from edgellm.backends.cpu.measure import READ_BYTES, Yardstick
 
     available = available_bytes()
@@ -150,5 +152,6 @@ def summary(llm: LLM, sizes: Sizes, measured: Measured) -> dict[str, Any]:
         "decode": decode,
         "first_token": {"tokens": FIRST_TOKEN_PROMPT, "seconds": spread(measured.first_token)},
         "peak_memory_bytes": measured.peak_memory_bytes,
+        "resident_memory_bytes": measured.resident_memory_bytes,
         "machine_limits": {"read_bytes_per_second": bandwidth, "integer_operations_per_second": peak},
     }

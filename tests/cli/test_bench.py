@@ -23,6 +23,7 @@ def test_json_of_the_reference(cli, tiny):
         assert 0 < rates["min"] <= rates["median"] <= rates["max"]
     assert facts["first_token"]["seconds"]["min"] > 0
     assert facts["load"]["seconds"] > 0
+    assert 0 < facts["resident_memory_bytes"]
     assert facts["machine_limits"] == {"read_bytes_per_second": None, "integer_operations_per_second": None}
     assert (facts["model"]["context"], facts["backend"], facts["rounds"]) == (64, "reference", 2)
     assert facts["versions"]["numpy"]
@@ -123,7 +124,13 @@ def test_sizes_and_sums():
     assert Sizes(512, 64, (0, 2048), 3).context == 2048 + 64 + 1
     assert Sizes(2, 1, (0,), 3).context == 17
     assert spread(iter([3, 1, 2])) == {"median": 2, "min": 1, "max": 3}
-    rows = [SimpleNamespace(kind=kind, seconds=s, nbytes=b) for kind, s, b in (("a", 1, 8), ("b", 4, 0), ("a", 1, 8))]
-    found = by_kind(rows, 2)
+
+
+def test_a_profile_sums_the_medians_of_rows():
+    def step(*rows: tuple[str, float, int]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(kind=kind, seconds=seconds, nbytes=nbytes) for kind, seconds, nbytes in rows]
+
+    quiet = step(("a", 1, 8), ("b", 5, 0), ("a", 1, 8))
+    found = by_kind([quiet, step(("a", 99, 10), ("b", 6, 0), ("a", 2, 8)), quiet])
     assert [entry["kind"] for entry in found] == ["b", "a"]
-    assert found[1] == {"kind": "a", "rows": 1, "seconds": 1, "share": 2 / 6, "bytes": 8}
+    assert found[1] == {"kind": "a", "rows": 2, "seconds": 2, "share": 2 / 7, "bytes": 16}
