@@ -10,6 +10,7 @@ from typing import Any
 from edgellm._version import __version__
 from edgellm.api.embedded import NAME
 from edgellm.cli import machine, options, places
+from edgellm.cli.compiling import Compiling
 from edgellm.cli.figures import rate
 from edgellm.cli.find_model import find_model
 from edgellm.cli.parser import Parser
@@ -43,7 +44,7 @@ def run(args: Namespace) -> int:
         "packages": machine.packages(_PACKAGES),
         "folders": {kind: _folder(kind) for kind in places.KINDS},
         "variables": _variables(),
-        "self_test": _self_test(args.model),
+        "self_test": _self_test(args.model, terminal),
     }
     facts["executable"] = places.short(facts["executable"])
     if args.json:
@@ -98,13 +99,13 @@ def _writable(path: str) -> bool:
         return False
 
 
-def _self_test(model: str | None) -> dict[str, Any]:
+def _self_test(model: str | None, terminal: Terminal) -> dict[str, Any]:
     """Load a model and generate a few tokens; what came of it."""
     import edgellm
 
     name = model or NAME
     try:
-        with edgellm.load(find_model(model), context=64) as llm:
+        with Compiling(terminal), edgellm.load(find_model(model), context=64) as llm:
             result = llm.generate("Hello", max_tokens=_SELF_TEST_TOKENS, temperature=0, ignore_eos=True)
             backend = llm.info["backend"]
     except EdgeLLMError as error:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import options
+from edgellm.cli.compiling import Compiling
 from edgellm.cli.find_model import find_model
 from edgellm.cli.opening import open_named
 from edgellm.cli.parser import Parser
@@ -59,7 +60,7 @@ def run(args: Namespace) -> int:
     """Print a line a comparison; the first buffer beyond the bound where there is one."""
     terminal = Terminal.of(args)
     path = find_model(args.model)
-    with open_named(path) as opened:
+    with Compiling(terminal), open_named(path) as opened:
         if args.tokens >= opened.config.max_position_embeddings:
             limit = opened.config.max_position_embeddings - 1
             raise UsageError(
