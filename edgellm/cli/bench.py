@@ -160,9 +160,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     seconds = first["seconds"]
     shown = f"{seconds['median']:.3f} s ({seconds['min']:.3f}-{seconds['max']:.3f})"
     lines.append(("first token", f"{shown}, of a prompt of {first['tokens']}"))
-    if facts["peak_memory_bytes"]:
-        running = size(facts["resident_memory_bytes"])
-        lines.append(("peak memory", f"{size(facts['peak_memory_bytes'])}, {running} of it while running"))
+    running = size(facts["resident_memory_bytes"])
+    lines.append(("peak memory", f"{size(facts['peak_memory_bytes'])}, {running} while running"))
     where = [facts["backend"], facts["isa"], f"{facts['threads']} threads", facts["machine"]["processor"]]
     if facts["load_average"] is not None:
         where.append(f"load average {facts['load_average']:.1f}")

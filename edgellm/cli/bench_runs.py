@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.api.memory import available_bytes, resident_bytes
-from edgellm.cli.figures import peak_bytes
+from edgellm.api.memory import available_bytes, peak_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from edgellm import LLM, ModelConfig, Result
@@ -57,8 +56,8 @@ class Measured:
     first_token: list[float] = field(default_factory=list)
     read_bandwidth: list[float] = field(default_factory=list)
     integer_peak: list[float] = field(default_factory=list)
-    peak_memory_bytes: int | None = None
-    resident_memory_bytes: int | None = None
+    peak_memory_bytes: int = 0
+    resident_memory_bytes: int = 0
 
 
 def measure(llm: LLM, sizes: Sizes, say: Callable[[str], None]) -> Measured:
@@ -80,7 +79,9 @@ def measure(llm: LLM, sizes: Sizes, say: Callable[[str], None]) -> Measured:
                 result = prompts.run(max(depth, 1), sizes.generate + 1)
                 measured.decode[depth].append((len(result.tokens) - 1) / result.timings.decode_s)
             if number == 1:
-                measured.peak_memory_bytes, measured.resident_memory_bytes = peak_bytes(), resident_bytes()
+                measured.resident_memory_bytes = resident_bytes()
+                # the system counts the two apart, and not always to the page
+                measured.peak_memory_bytes = max(peak_bytes(), measured.resident_memory_bytes)
             if "work" in llm.info:
                 say(f"{head}: what the machine can read and multiply")
                 yardstick = yardstick or _yardstick(llm.info["threads"])

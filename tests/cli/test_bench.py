@@ -23,7 +23,7 @@ def test_json_of_the_reference(cli, tiny):
         assert 0 < rates["min"] <= rates["median"] <= rates["max"]
     assert facts["first_token"]["seconds"]["min"] > 0
     assert facts["load"]["seconds"] > 0
-    assert 0 < facts["resident_memory_bytes"]
+    assert 0 < facts["resident_memory_bytes"] <= facts["peak_memory_bytes"]
     assert facts["machine_limits"] == {"read_bytes_per_second": None, "integer_operations_per_second": None}
     assert (facts["model"]["context"], facts["backend"], facts["rounds"]) == (64, "reference", 2)
     assert facts["versions"]["numpy"]
