@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from tools.guide.grammar import pseudo_word
+
 _PROPER = {
     "i": "I",
     "edgellm": "edgellm",
@@ -66,6 +68,19 @@ _SYNONYMS = {
     "file": ["document", "thing"], "good": ["fine", "decent", "suitable"], "fix": ["solve", "repair", "resolve"],
     "error": ["problem", "message", "failure"], "best": ["right", "ideal"], "want": ["would like", "wish"],
     "allowed": ["permitted"], "possible": ["feasible"], "keep": ["hold", "retain"], "wrong": ["not right", "off"],
+    "where": ["in which place"], "why": ["for what reason", "how come"], "much": ["a lot of"], "after": ["following"],
+    "new": ["fresh", "another"], "old": ["former", "previous", "earlier"], "last": ["previous", "latest", "final"],
+    "save": ["store", "keep"], "delete": ["erase", "remove", "wipe"], "copy": ["duplicate", "transfer"],
+    "end": ["finish", "quit"], "leave": ["exit", "go out of"], "talk": ["speak", "chat"], "ask": ["question"],
+    "small": ["little", "tiny"], "short": ["brief"], "beginning": ["start"], "question": ["query"],
+    "questions": ["queries"], "problem": ["issue", "trouble"], "know": ["understand", "see"],
+    "command": ["instruction"], "commands": ["instructions"],
+    "speed": ["pace"], "download": ["fetch", "get"], "convert": ["transform", "turn"],
+    "converted": ["transformed"], "quality": ["accuracy"], "lose": ["give up"], "fit": ["have room"],
+    "enough": ["sufficient"], "space": ["room"], "correct": ["right"], "loading": ["opening"], "load": ["open", "read"],
+    "called": ["named"], "various": ["different"], "only": ["just", "merely"], "often": ["frequently"],
+    "people": ["persons", "somebody"], "please": ["kindly"], "prevent": ["avoid"], "allow": ["let", "permit"],
+    "work": ["function", "go"], "give": ["hand", "offer"], "put": ["place"], "words": ["terms"], "text": ["words"],
 }  # fmt: skip
 
 
@@ -92,6 +107,9 @@ def _reworded(text: str, rng: random.Random) -> str:
     words = [
         rng.choice(_SYNONYMS[word]) if word in _SYNONYMS and rng.random() < 0.3 else word for word in text.split(" ")
     ]
+    if len(words) >= 5 and rng.random() < 0.15:
+        # A word nobody knows: the others have to be enough.
+        words[rng.randrange(len(words))] = pseudo_word(rng)
     if rng.random() < 0.15:
         kept = [word for word in words if word not in _DROPPED or rng.random() < 0.5]
         words = kept if len(kept) >= 2 else words
