@@ -13,7 +13,8 @@ from tools.guide.noise import as_typed
 
 # How often each kind of turn comes, as a rule; the help files hold a hundred intents, talk and beyond a dozen each.
 SHARES = {"help": 0.61, "sum": 0.13, "hard sum": 0.02, "story": 0.05, "talk": 0.08, "beyond": 0.11}
-_HEAVY = {"convert_4bit": 4.0, "what_is": 2.0, "install": 2.0, "chat": 2.0, "fit": 2.0, "jetson": 2.0, "gguf": 1.5}
+_HEAVY = {"convert_4bit": 4.0, "what_is": 2.0, "install": 2.0, "chat": 2.0, "fit": 2.0, "jetson": 2.0, "gguf": 1.5,
+          "anything": 2.0}  # fmt: skip
 _MORE = ["tell me more", "more details please", "can you explain more", "go on", "say more", "more",
          "more about that", "what else should i know",
          "explain that a bit more", "tell me more about it", "anything else about it"]  # fmt: skip
