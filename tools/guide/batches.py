@@ -45,12 +45,13 @@ class Mix:
 
 _CUT_LENGTH = 14
 # The answers are learned by heart within a few hundred steps; then the questions are what is hard, then the
-# copying of names and the arithmetic, and last all of it.
+# copying of names and the arithmetic, then to refuse, and last all of it.
 _MORE_COPYING = {"help": 0.55, "sum": 0.18, "hard sum": 0.02, "story": 0.08, "talk": 0.07, "beyond": 0.1}
 _ALL_AGAIN = {"help": 0.5, "sum": 0.19, "hard sum": 0.02, "story": 0.07, "talk": 0.08, "beyond": 0.14}
 _ANYTHING = {"help": 0.51, "sum": 0.14, "hard sum": 0.02, "story": 0.06, "talk": 0.09, "beyond": 0.18}
 _MOST_COPYING = {"help": 0.36, "sum": 0.32, "hard sum": 0.02, "story": 0.1, "talk": 0.08, "beyond": 0.12}
 _REFUSING = {"help": 0.52, "sum": 0.1, "hard sum": 0.02, "story": 0.05, "talk": 0.09, "beyond": 0.22}
+_LAST = {"help": 0.5, "sum": 0.18, "hard sum": 0.02, "story": 0.06, "talk": 0.08, "beyond": 0.16}
 PHASES = {
     0: Mix(long=0.1, lone=0.0, cut=0.7, question=0.0, story=0.4, shares=SHARES),
     800: Mix(long=0.06, lone=0.7, cut=0.92, question=0.1, story=0.4, shares=SHARES),
@@ -59,6 +60,7 @@ PHASES = {
     2800: Mix(long=0.06, lone=0.7, cut=0.92, question=0.0, story=0.1, shares=_ALL_AGAIN, focus=4.0),
     3400: Mix(long=0.06, lone=0.7, cut=0.92, question=0.0, story=0.1, shares=_ANYTHING, focus=4.0),
     4400: Mix(long=0.06, lone=0.7, cut=0.92, question=0.0, story=0.1, shares=_REFUSING, focus=4.0),
+    5200: Mix(long=0.06, lone=0.7, cut=0.92, question=0.0, story=0.1, shares=_LAST, focus=4.0),
 }
 
 

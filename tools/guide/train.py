@@ -1,6 +1,6 @@
 """Train the guide model.
 
-    python -m tools.guide.train --out RUN --steps 5200 --seed 1
+    python -m tools.guide.train --out RUN --steps 5600 --seed 1
 
 RUN receives tokenizer.model, checkpoint.pt (every 200 steps; a second call goes on from it) and log.jsonl.
 `python -m tools.guide.export RUN models/guide` then writes the published folder.
@@ -113,7 +113,7 @@ def train(out: Path, steps: int, seed: int, peak: float, tokens: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5200)
+    parser.add_argument("--steps", type=int, default=5600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--tokens", type=int, default=4096, help="ids in a batch")
