@@ -29,10 +29,13 @@ def processor() -> dict[str, Any]:
     }
 
 
-def cores() -> dict[str, Any]:
-    """Cores of the machine, of this process's affinity, and the quota of its control group (None: no limit)."""
+def cores(root: Path = Path("/")) -> dict[str, Any]:
+    """Cores of the machine, of this process's affinity, and the quota that threads are counted by (None: no limit)."""
+    from edgellm.backends.cpu.cores import detect
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"machine": os.cpu_count(), "allowed": allowed, "cgroup_quota": _quota()}
+    quota = detect(root).quota
+    return {"machine": os.cpu_count(), "allowed": allowed, "cgroup_quota": None if quota is None else round(quota, 2)}
 
 
 def memory() -> dict[str, Any]:
@@ -96,16 +99,6 @@ def _cpuinfo() -> dict[str, str]:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     return fields
-
-
-def _quota() -> float | None:
-    """Cores that the control group grants, v2 or v1."""
-    words = _text(_CGROUP / "cpu.max").split()
-    if not words:
-        words = [_text(_CGROUP / "cpu" / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-    if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
-        return round(int(words[0]) / int(words[1]), 2)
-    return None
 
 
 def _sysconf_bytes() -> int | None:

@@ -56,12 +56,12 @@ def test_folders_that_cannot_be_written(cli, tiny, tmp_path, monkeypatch):
         ({}, None),
     ],
 )
-def test_the_quota_of_a_control_group(files, expected, tmp_path, monkeypatch):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    assert machine.cores()["cgroup_quota"] == expected
+def test_the_quota_of_a_control_group(files, expected, tmp_path):
+    for name, text in {**files, "../../../proc/self/cgroup": "4:cpu:/\n0::/\n"}.items():
+        place = (tmp_path / "sys/fs/cgroup" / name).resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    assert machine.cores(tmp_path)["cgroup_quota"] == expected
 
 
 def test_the_limit_of_a_control_group(tmp_path, monkeypatch):
