@@ -39,12 +39,14 @@ class Batch:
         seq_starts: int32 [S + 1], 0 first, T last.
         states: S slot states before the step.
         logits_rows: int32 [R], rows of T whose logits are wanted, ascending.
+        inputs: float32 [T, width] by buffer name, for a program that begins with `inputs`; its token ids may be any.
     """
 
     token_ids: np.ndarray
     seq_starts: np.ndarray
     states: tuple[SlotState, ...]
     logits_rows: np.ndarray
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: list[tuple[SlotState, list[int], str]]) -> Batch:
@@ -95,7 +97,10 @@ class Runner(Protocol):
         """Allocate the cache. Raises `OutOfMemoryError`."""
 
     def run(self, cache: Cache, batch: Batch, trace: Trace | None = None) -> np.ndarray:
-        """One step. Returns logits float32 [R, V]; a row may hold NaN or infinity, the caller judges."""
+        """One step. Returns logits float32 [R, V]; a row may hold NaN or infinity, the caller judges.
+
+        Of a program that was cut out of another (`model/cut.py`): its result, float32 [T, width], or the logits.
+        """
 
     def close(self) -> None:
         """Free the weights; a second call does nothing."""
@@ -123,7 +128,10 @@ class Backend(Protocol):
     def load(
         self, program: Program, weights: Weights, *, threads: int | None = None, progress: Progress | None = None
     ) -> Runner:
-        """Read and pack every weight, one tensor at a time. Raises `ModelError`, `BackendUnavailable`."""
+        """Read and pack every weight, one tensor at a time. Raises `ModelError`, `BackendUnavailable`.
+
+        The reference runs parts of a program too; a backend that cannot raises `BackendUnavailable`.
+        """
 
     def plan_bytes(self, program: Program, weights: Weights, geometry: CacheGeometry, num_slots: int) -> MemoryPlan:
         """What `load` and `new_cache` will hold at their peak, from headers alone."""

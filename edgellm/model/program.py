@@ -3,6 +3,7 @@
 Buffers are float32 [T, width], one row a token of the step; `token_ids` is int32 [T]. The kinds and what they mean:
 
     embed      out = embed_tokens[token_ids] * multiplier
+    inputs     its outputs are what the caller gives; the first op of a program that was cut out of another (`cut.py`)
     rms_norm   out = x / sqrt(mean(x^2) + eps) * (offset + weight); the mean runs over the row, or over each run of
                `group` elements (a head) where that attribute is there  (RMSNorm, arXiv:1910.07467)
     linear     out_i = in W_i^T + b_i for each weight i; with `add`, out = out + multiplier * (in W^T + b), where out is
@@ -38,7 +39,7 @@ class Op:
         kind: one of those above.
         inputs, outputs: buffer names, in the order of the formulas above.
         weights: names of the weights it reads, see `WeightSpec`.
-        layer: decoder layer, None outside of the layers.
+        layer: decoder layer, the cache's layer too; None outside of the layers.
         attributes: numbers of the formula.
     """
 
@@ -67,12 +68,16 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class Program:
-    """The ops, the width of every buffer and the weights by name (`layers.0.self_attn.q_proj`, `norm` ...)."""
+    """The ops, the width of every buffer and the weights by name (`layers.0.self_attn.q_proj`, `norm` ...).
+
+    `result` is the buffer that a step gives: the logits, or of a program cut out of another its last buffer.
+    """
 
     config: ModelConfig
     ops: tuple[Op, ...]
     buffers: Mapping[str, int]
     weights: Mapping[str, WeightSpec]
+    result: str = "logits"
 
     @property
     def parameters(self) -> int:

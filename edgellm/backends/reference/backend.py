@@ -74,7 +74,7 @@ def _read(weights: Weights, name: str, spec: WeightSpec, arrays: dict[str, np.nd
     if spec.kind == "vector":
         return weights.vector(name)
     if _is_tied(weights, name):
-        return arrays["embed_tokens"]
+        return arrays["embed_tokens"] if "embed_tokens" in arrays else weights.embedding()
     weight = weights.linear(name)
     return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
 

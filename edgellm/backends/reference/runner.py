@@ -13,6 +13,7 @@ from edgellm.backends.reference import ops
 from edgellm.backends.reference.attention import attend
 from edgellm.backends.reference.cache import ReferenceCache
 from edgellm.backends.slots import CacheGeometry
+from edgellm.errors import UsageError
 from edgellm.model.program import Op, Program
 
 Buffers = dict[str, np.ndarray]
@@ -62,7 +63,7 @@ class ReferenceRunner:
                 step.run(op)
                 if trace is not None:
                     trace(index, buffers)
-        return buffers["logits"]
+        return buffers[self.program.result]
 
 
 class _Step:
@@ -70,7 +71,7 @@ class _Step:
 
     def __init__(self, runner: ReferenceRunner, cache: ReferenceCache, batch: Batch, buffers: Buffers) -> None:
         self.arrays, self.biases = runner._arrays, runner._biases
-        self.config = runner.program.config
+        self.config, self.widths = runner.program.config, runner.program.buffers
         self.cache, self.batch, self.buffers = cache, batch, buffers
         starts = batch.seq_starts
         self.spans = [slice(int(a), int(b)) for a, b in itertools.pairwise(starts)]
@@ -85,6 +86,15 @@ class _Step:
 
     def _heads(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(len(x), -1, self.config.head_dim)
+
+    def inputs(self, op: Op) -> None:
+        tokens = len(self.positions)
+        for name in op.outputs:
+            given, shape = self.batch.inputs.get(name), (tokens, self.widths[name])
+            if given is None or given.dtype != np.float32 or given.shape != shape:
+                found = "nothing" if given is None else f"{given.dtype} {list(given.shape)}"
+                raise UsageError("does not fit the program", key=name, found=found, allowed=f"float32 {list(shape)}")
+            self.buffers[name] = given
 
     def embed(self, op: Op) -> None:
         table = self.arrays[op.weights[0]]

@@ -1,0 +1,85 @@
+"""Activations of all calibration tokens: in memory, or in a file where memory is short."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.errors import OutputError, UsageError
+
+
+class Activations:
+    """float32 [N sequences, L tokens, width], read and written by ranges of sequences.
+
+    Args:
+        sequences, tokens, width: N, L and the width of a row.
+        path: a file to keep them in; None keeps them in memory. The file is read and written, never mapped, so that
+            its pages are the system's and not this process's.
+    """
+
+    def __init__(self, sequences: int, tokens: int, width: int, path: Path | None = None) -> None:
+        self.shape = (sequences, tokens, width)
+        self._path = path
+        self._array = np.empty(self.shape, np.float32) if path is None else None
+        self._file = None
+        if path is not None:
+            try:
+                self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115
+                self._file.truncate(self.nbytes)
+            except OSError as error:
+                raise OutputError(f"activations cannot be kept there ({error})", file=path) from None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, in memory or in the file."""
+        sequences, tokens, width = self.shape
+        return 4 * sequences * tokens * width
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Sequences `first` up to, not including, `last`: float32 [n, L, width]; do not write into it."""
+        if self._array is not None:
+            return self._array[first:last]
+        self._seek(first)
+        found = np.empty((last - first, *self.shape[1:]), np.float32)
+        view = memoryview(found).cast("B")
+        done = 0
+        while done < len(view):
+            got = self._file.readinto(view[done:])
+            if not got:
+                raise OutputError("activations were cut short by somebody else", file=self._path)
+            done += got
+        return found
+
+    def write(self, first: int, values: np.ndarray) -> None:
+        """Store float32 [n, L, width] as the sequences from `first` on. Raises `OutputError` where the disk is full."""
+        if values.shape[1:] != self.shape[1:] or first + len(values) > self.shape[0]:
+            raise UsageError("does not fit", key="activations", found=list(values.shape), allowed=str(list(self.shape)))
+        if self._array is not None:
+            self._array[first : first + len(values)] = values
+            return
+        self._seek(first)
+        view = memoryview(np.ascontiguousarray(values, np.float32)).cast("B")
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise OutputError(f"activations cannot be kept there ({error})", file=self._path) from None
+
+    def flush(self) -> None:
+        """Have the file's bytes on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self, *, delete: bool = True) -> None:
+        """Free the memory, close the file and, unless `delete` is false, remove it."""
+        self._array = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            if delete:
+                self._path.unlink(missing_ok=True)
+
+    def _seek(self, first: int) -> None:
+        self._file.seek(4 * first * self.shape[1] * self.shape[2])

@@ -1,0 +1,188 @@
+"""Running a model part by part: one decoder block, or a stretch of its ops, with only its own weights in memory.
+
+Dimensions: N sequences of L tokens, T rows of a step, D hidden_size.
+
+A *stretch* is a run of the fused program's ops. Its step takes some sequences' rows at once; attention sees whole
+sequences because a step's rows go through them from the first token on, a chunk of each sequence at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+
+from edgellm.backends import find
+from edgellm.backends.interface import Batch
+from edgellm.backends.slots import CacheGeometry, SlotState
+from edgellm.convert.activations import Activations
+from edgellm.convert.patched import PatchedWeights
+from edgellm.errors import UsageError
+from edgellm.model import OpenedModel, Program, fuse
+from edgellm.model.cut import cut_ops, layer_span
+
+#: Called with (names of the linears that share an input, that input: float32 [T, in_features]), step after step.
+Tap = Callable[[tuple[str, ...], np.ndarray], None]
+
+_STEP_TOKENS = 2048  # enough rows for BLAS to run at its speed, few enough to stay small
+_CHUNK = 128  # tokens of one sequence in a step: halves attention's work against whole sequences of 512
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How N sequences of L tokens are cut into steps: `sequences` at a time, `chunk` tokens of each."""
+
+    sequences: int
+    chunk: int
+
+    @classmethod
+    def of(cls, length: int, step_tokens: int = _STEP_TOKENS) -> Steps:
+        chunk = min(length, _CHUNK)
+        return cls(max(step_tokens // chunk, 1), chunk)
+
+
+class BlockRunner:
+    """Runs parts of a model on the reference backend.
+
+    Args:
+        opened: the model.
+        weights: its weights with replacements; made where not given.
+        step_tokens: T, about.
+    """
+
+    def __init__(
+        self, opened: OpenedModel, weights: PatchedWeights | None = None, *, step_tokens: int = _STEP_TOKENS
+    ) -> None:
+        self.program: Program = fuse(opened.weights.program)
+        self.weights = weights or PatchedWeights(opened.weights)
+        self.step_tokens = step_tokens
+
+    @property
+    def num_layers(self) -> int:
+        return self.program.config.num_hidden_layers
+
+    def embed(self, token_ids: np.ndarray) -> np.ndarray:
+        """Hidden states into layer 0, float32 [N, L, D], of token ids int32 [N, L]."""
+        with self.stretch(0, self._first_op(0)) as stretch:
+            return stretch.run_ids(token_ids)
+
+    def block(self, layer: int, hidden: np.ndarray, tap: Tap | None = None) -> np.ndarray:
+        """Hidden states float32 [N, L, D] through decoder layer `layer`: the same shape.
+
+        `tap` sees the input of every linear of the block.
+        """
+        with self.stretch(*layer_span(self.program, layer, layer + 1)) as stretch:
+            return stretch.run({"x": hidden}, tap=tap)
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits float32 [N, L, V] of the last block's hidden states [N, L, D]."""
+        with self.stretch(self._first_op(self.num_layers), len(self.program.ops)) as stretch:
+            return stretch.run({"x": hidden})
+
+    def stretch(self, begin: int, end: int) -> Stretch:
+        """Ops `begin` up to, not including, `end` of the fused program, loaded: a context manager."""
+        return Stretch(cut_ops(self.program, begin, end), self.weights, self.step_tokens)
+
+    def _first_op(self, layer: int) -> int:
+        """Index of the op that follows all ops of the layers below `layer`."""
+        if layer == 0:
+            return layer_span(self.program, 0, 1)[0]
+        return layer_span(self.program, layer - 1, layer)[1]
+
+
+class Stretch:
+    """A loaded part of a program; see `BlockRunner.stretch`."""
+
+    def __init__(self, program: Program, weights: PatchedWeights, step_tokens: int) -> None:
+        self.program = program
+        self._runner = find("reference").load(program, weights)
+        self._step_tokens = step_tokens
+        self._linears = {index: op for index, op in enumerate(program.ops) if op.kind == "linear"}
+
+    def __enter__(self) -> Stretch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.close()
+
+    def run_ids(self, token_ids: np.ndarray) -> np.ndarray:
+        """The result for token ids int32 [N, L]: float32 [N, L, width]."""
+        return self._run(token_ids, {}, None)
+
+    def run(self, inputs: Mapping[str, np.ndarray], *, tap: Tap | None = None) -> np.ndarray:
+        """The result for `inputs`, float32 [N, L, width] by buffer: float32 [N, L, width of the result]."""
+        sequences, length = next(iter(inputs.values())).shape[:2]
+        return self._run(np.zeros((sequences, length), np.int32), inputs, tap)
+
+    def run_all(
+        self,
+        inputs: Mapping[str, Activations],
+        result: Activations | None,
+        tap: Tap | None = None,
+        done: Callable[[int], None] | None = None,
+    ) -> None:
+        """As `run`, for activations that need not fit into memory; `result` may be one of the inputs.
+
+        `done` is called with the number of tokens that each group of sequences adds.
+        """
+        total, length, _ = next(iter(inputs.values())).shape
+        at_once = Steps.of(length, self._step_tokens).sequences
+        for first in range(0, total, at_once):
+            last = min(first + at_once, total)
+            parts = {name: activations.read(first, last) for name, activations in inputs.items()}
+            values = self.run(parts, tap=tap)
+            if result is not None:
+                result.write(first, values)
+            if done is not None:
+                done((last - first) * length)
+
+    def _run(self, token_ids: np.ndarray, inputs: Mapping[str, np.ndarray], tap: Tap | None) -> np.ndarray:
+        total, length = token_ids.shape
+        for name, values in inputs.items():
+            if values.shape[:2] != (total, length):
+                raise UsageError("must have the same sequences", key=name, found=list(values.shape))
+        steps = Steps.of(length, self._step_tokens)
+        result: np.ndarray | None = None
+        for first in range(0, total, steps.sequences):
+            rows = slice(first, min(first + steps.sequences, total))
+            for start, values in self._steps(
+                token_ids[rows], {n: v[rows] for n, v in inputs.items()}, steps.chunk, tap
+            ):
+                if result is None:
+                    result = np.empty((total, length, values.shape[-1]), np.float32)
+                result[rows, start : start + values.shape[1]] = values
+        return np.zeros((0, length, 0), np.float32) if result is None else result
+
+    def _steps(self, token_ids: np.ndarray, inputs: Mapping[str, np.ndarray], chunk: int, tap: Tap | None):
+        """(first token, result float32 [n, t, width]) of each step of n sequences, t tokens of each."""
+        count, length = token_ids.shape
+        config = self.program.config
+        geometry = CacheGeometry(
+            length, config.layer_windows, config.num_key_value_heads, config.head_dim, chunk, "float32"
+        )
+        cache = self._runner.new_cache(geometry, count)
+        states = tuple(SlotState(slot) for slot in range(count))
+        for start in range(0, length, chunk):
+            part = slice(start, min(start + chunk, length))
+            tokens = part.stop - part.start
+            batch = Batch(
+                np.ascontiguousarray(token_ids[:, part], np.int32).reshape(-1),
+                np.arange(count + 1, dtype=np.int32) * tokens,
+                tuple(replace(state, end=start) for state in states),
+                np.arange(count * tokens, dtype=np.int32),
+                {name: np.ascontiguousarray(x[:, part]).reshape(count * tokens, -1) for name, x in inputs.items()},
+            )
+            values = self._runner.run(cache, batch, None if tap is None else self._trace(tap))
+            yield start, values.reshape(count, tokens, -1)
+
+    def _trace(self, tap: Tap) -> Callable[[int, Mapping[str, np.ndarray]], None]:
+        def trace(index: int, buffers: Mapping[str, np.ndarray]) -> None:
+            following = self._linears.get(index + 1)  # its input is whole before it runs, and may be gone after
+            if following is not None:
+                tap(following.weights, buffers[following.inputs[0]])
+
+        return trace
