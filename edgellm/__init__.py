@@ -35,10 +35,12 @@ from edgellm.errors import (
 
 if TYPE_CHECKING:
     from edgellm.api.estimating import Estimate, estimate
+    from edgellm.api.evaluating import evaluate
     from edgellm.api.inspecting import inspect
     from edgellm.api.llm import LLM
     from edgellm.api.loading import load
     from edgellm.api.scoring import Score
+    from edgellm.convert.evaluate import Divergence, Evaluation
     from edgellm.engine.conversation import Conversation
     from edgellm.engine.results import Piece, Result, Timings, TokenLogprob, Usage
     from edgellm.engine.sampling import SamplingParams
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Conversation": "edgellm.engine.conversation",
+    "Divergence": "edgellm.convert.evaluate",
     "Estimate": "edgellm.api.estimating",
+    "Evaluation": "edgellm.convert.evaluate",
     "LLM": "edgellm.api.llm",
     "Piece": "edgellm.engine.results",
     "Result": "edgellm.engine.results",
@@ -57,6 +61,7 @@ _LAZY = {
     "TokenLogprob": "edgellm.engine.results",
     "Usage": "edgellm.engine.results",
     "estimate": "edgellm.api.estimating",
+    "evaluate": "edgellm.api.evaluating",
     "inspect": "edgellm.api.inspecting",
     "load": "edgellm.api.loading",
 }
@@ -66,10 +71,12 @@ __all__ = [
     "BackendUnavailable",
     "ContextLengthError",
     "Conversation",
+    "Divergence",
     "EdgeLLMError",
     "EngineBusy",
     "EngineClosed",
     "Estimate",
+    "Evaluation",
     "InputError",
     "ModelError",
     "NumericalError",
@@ -88,6 +95,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "estimate",
+    "evaluate",
     "inspect",
     "load",
 ]

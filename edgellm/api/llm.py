@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -163,11 +163,7 @@ class LLM:
             UsageError: an option outside its range.
         """
         if self._render is None:
-            raise TemplateError(
-                "the model has no chat template",
-                file=self._info.get("path"),
-                hint="It is a base model, or its tokenizer_config.json is missing: use generate (`edgellm run`).",
-            )
+            raise self._no_template()
         return Conversation(
             self._engine,
             self._render,
@@ -205,6 +201,21 @@ class LLM:
             out[first : first + len(rows)] = rows
         return out
 
+    def logits_in_steps(self, token_ids: Sequence[int], wanted: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """As `logits`, in steps of a few MiB: (row of the first, logits float32 [n, vocab_size]).
+
+        Args:
+            token_ids: T ids.
+            wanted: a row; steps wholly before it are run and not given.
+        """
+        return scoring.logits_of(self._engine, self._ids(token_ids), self._score_dtype, wanted)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a finished conversation in the model's chat template. Raises `TemplateError`, `UsageError`."""
+        if self._render is None:
+            raise self._no_template()
+        return self._render(messages, False)
+
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; special tokens spelled in it are recognised. Raises `UsageError`, `TokenizerError`."""
         return self.tokenizer.encode(check_text(text, "text"), add_special_tokens=add_special_tokens)
@@ -224,6 +235,13 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _no_template(self) -> TemplateError:
+        return TemplateError(
+            "the model has no chat template",
+            file=self._info.get("path"),
+            hint="It is a base model, or its tokenizer_config.json is missing: use generate (`edgellm run`).",
+        )
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -14,8 +14,9 @@ from edgellm.engine.engine import Engine
 from edgellm.engine.sampler import log_softmax
 from edgellm.errors import ContextLengthError, NumericalError, UsageError
 
-#: Tokens a step, so that the logits of a large vocabulary stay small.
+#: Tokens a step at least, and bytes of float32 that the logits of a longer one may take.
 _CHUNK = 32
+_LOGITS_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Score:
     perplexity: float
 
 
-def logits_of(engine: Engine, tokens: list[int], cache_dtype: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(row of the first, logits float32 [n, V]) of consecutive tokens.
+def logits_of(engine: Engine, tokens: list[int], cache_dtype: str, wanted: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """(row of the first, logits float32 [n, V]) of consecutive tokens; steps wholly before row `wanted` are left out.
 
     Raises:
         ContextLengthError: more tokens than the context holds.
@@ -49,18 +50,21 @@ def logits_of(engine: Engine, tokens: list[int], cache_dtype: str) -> Iterator[t
             key="tokens",
             hint="Give fewer tokens or load the model with a larger context.",
         )
-    chunk = min(geometry.chunk, _CHUNK)
+    vocab_size = engine.runner.program.config.vocab_size
+    chunk = min(geometry.chunk, max(_LOGITS_BYTES // (4 * vocab_size), _CHUNK))
     small = replace(geometry, context=_context_for(geometry, len(tokens)), chunk=chunk, dtype=cache_dtype)
     with engine.exclusive() as runner:
         cache = runner.new_cache(small, 1)
     state = SlotState(0)
     for first in range(0, len(tokens), chunk):
         part = tokens[first : first + chunk]
-        batch = Batch.of([(state, part, "all")])
+        seen = first + len(part) > wanted
+        batch = Batch.of([(state, part, "all" if seen else "none")])
         with engine.exclusive() as runner:
             rows = runner.run(cache, batch)
         state = state.extended(len(part))
-        yield first, rows
+        if seen:
+            yield first, rows
 
 
 def _context_for(geometry: CacheGeometry, count: int) -> int:

@@ -20,6 +20,7 @@ class NoTokenizer:
     eos_token_id: int | None = None
     special_ids: frozenset[int] = frozenset()
     special_tokens: Mapping[str, int] = {}
+    prefix_ids: tuple[int, ...] = ()
 
     def __init__(self, file: str, vocab_size: int) -> None:
         self.file = file

@@ -57,6 +57,11 @@ class Tokenizer(ABC):
         self._texts = {token.id: token.content.encode() for token in self.added_tokens}
         self._pieces: dict[int, bytes] = {}
 
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """The ids that `encode` puts before a text, usually BOS or nothing."""
+        return tuple(self._prefix)
+
     @cached_property
     def breaker(self) -> TokenBreaker:
         """Marks this tokenizer's added tokens in message text."""
