@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,24 +93,19 @@ def save_checkpoint(
     folder = Path(folder)
     sources = {name: _source(name, tensor) for name, tensor in tensors.items()}
     side_files = dict(side_files or {})
-    for name in side_files:
-        if not _FILE_NAME.fullmatch(name):
-            raise UsageError("not a plain file name", key=name)
-    with _failures(folder):
-        if os.path.lexists(folder) and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-            raise OutputError("is there already", file=folder, hint="Choose another name, or ask to overwrite it.")
+    check_names(side_files)
+    with failures(folder):
+        check_free(folder, overwrite)
         needed = sum(source.nbytes for source in sources.values()) + sum(map(len, side_files.values()))
-        _require_space(folder, needed)
+        require_space(folder, needed)
         partial = _partial_name(folder)
         partial.mkdir(parents=True)
         try:
-            for name, shard in _shards(sources, max_shard_bytes, partial):
+            shards = plan_shards(sources, max_shard_bytes)
+            for name, shard in shards.items():
                 _write_tensors(partial / name, shard, metadata)
-            # config.json last: a folder without it is not a model yet
-            for name in sorted(side_files, key=lambda name: (name == "config.json", name)):
-                _write_bytes(partial / name, [side_files[name]])
-            _sync_folder(partial)
-            _replace_folder(partial, folder)
+            write_side_files(partial, side_files, index_of(shards))
+            replace_folder(partial, folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -121,10 +116,10 @@ def write_file(path: str | os.PathLike[str], tensors: Tensors, metadata: Mapping
     """Write one safetensors file, replacing what is there once the new one is whole. Raises as `save_checkpoint`."""
     path = Path(path)
     sources = {name: _source(name, tensor) for name, tensor in tensors.items()}
-    with _failures(path):
+    with failures(path):
         if path.is_dir():
             raise OutputError("is a folder", file=path)
-        _require_space(path, sum(source.nbytes for source in sources.values()))
+        require_space(path, sum(source.nbytes for source in sources.values()))
         partial = _partial_name(path)
         try:
             _write_tensors(partial, sources, metadata)
@@ -132,7 +127,7 @@ def write_file(path: str | os.PathLike[str], tensors: Tensors, metadata: Mapping
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     return path
 
 
@@ -145,14 +140,37 @@ def _partial_name(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _failures(out: Path) -> Iterator[None]:
+def failures(out: Path) -> Iterator[None]:
+    """Whatever the system refuses becomes an `OutputError` about `out`."""
     try:
         yield
     except OSError as error:
         raise OutputError(f"cannot be written ({error})", file=out) from error
 
 
-def _require_space(out: Path, needed: int) -> None:
+def check_names(side_files: Mapping[str, bytes]) -> None:
+    """Raises `UsageError` where a side file would not lie in the folder itself."""
+    for name in side_files:
+        if not _FILE_NAME.fullmatch(name):
+            raise UsageError("not a plain file name", key=name)
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raises `OutputError` where `folder` is taken and nobody asked to overwrite it."""
+    if os.path.lexists(folder) and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise OutputError("is there already", file=folder, hint="Choose another name, or ask to overwrite it.")
+
+
+def write_side_files(folder: Path, side_files: Mapping[str, bytes], index: bytes | None) -> None:
+    """Write the index, where there is one, and the side files; config.json last: without it nothing is a model yet."""
+    if index is not None:
+        write_bytes(folder / INDEX_NAME, [index])
+    for name in sorted(side_files, key=lambda name: (name == "config.json", name)):
+        write_bytes(folder / name, [side_files[name]])
+
+
+def require_space(out: Path, needed: int) -> None:
+    """Raises `OutputError` where the disk that `out` would lie on has less than `needed` bytes free."""
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -161,10 +179,8 @@ def _require_space(out: Path, needed: int) -> None:
         )
 
 
-def _shards(
-    sources: dict[str, TensorSource], max_shard_bytes: int, folder: Path
-) -> Iterator[tuple[str, dict[str, TensorSource]]]:
-    """File names and their tensors; writes the index after the last where there are several."""
+def plan_shards(sources: Mapping[str, TensorSource], max_shard_bytes: int) -> dict[str, dict[str, TensorSource]]:
+    """The tensors by file name: model.safetensors, or numbered shards of at most so many bytes (or one tensor)."""
     shards: list[dict[str, TensorSource]] = [{}]
     held = 0
     for name, source in sources.items():
@@ -174,42 +190,57 @@ def _shards(
         shards[-1][name] = source
         held += source.nbytes
     if len(shards) == 1:
-        yield "model.safetensors", shards[0]
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map.update(dict.fromkeys(shard, file))
-        yield file, shard
-    total = sum(source.nbytes for source in sources.values())
+        return {"model.safetensors": shards[0]}
+    count = len(shards)
+    return {f"model-{number:05d}-of-{count:05d}.safetensors": shard for number, shard in enumerate(shards, start=1)}
+
+
+def index_of(shards: Mapping[str, Mapping[str, TensorSource]]) -> bytes | None:
+    """The bytes of the index over several files; None for one."""
+    if len(shards) == 1:
+        return None
+    weight_map = {name: file for file, shard in shards.items() for name in shard}
+    total = sum(source.nbytes for shard in shards.values() for source in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_bytes(folder / INDEX_NAME, [json.dumps(index, indent=2).encode()])
+    return json.dumps(index, indent=2).encode()
 
 
-def _write_tensors(path: Path, sources: dict[str, TensorSource], metadata: Mapping[str, str] | None) -> None:
+def lay_out(
+    path: Path, sources: Mapping[str, TensorSource], metadata: Mapping[str, str] | None
+) -> tuple[bytes, dict[str, int]]:
+    """(what the file begins with, where each tensor's bytes begin in it, in their order). Raises `OutputError`."""
     # wide elements first, so that every tensor begins at a multiple of its element size
     order = sorted(sources, key=lambda name: -NUMPY_DTYPES[sources[name].dtype].itemsize)
     table: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    begins: dict[str, int] = {}
     position = 0
     for name in order:
         source = sources[name]
         end = position + source.nbytes
         table[name] = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": [position, end]}
+        begins[name] = position
         position = end
     header = json.dumps(table, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER_BYTES:
         raise OutputError("too many tensors for one file", file=path, found=f"header of {len(header):,} bytes")
+    opening = len(header).to_bytes(PREFIX_BYTES, "little") + header
+    return opening, {name: len(opening) + begin for name, begin in begins.items()}
+
+
+def _write_tensors(path: Path, sources: Mapping[str, TensorSource], metadata: Mapping[str, str] | None) -> None:
+    opening, begins = lay_out(path, sources, metadata)
 
     def pieces() -> Iterator[bytes | memoryview]:
-        yield len(header).to_bytes(PREFIX_BYTES, "little") + header
-        for name in order:
-            yield _bytes_of(name, sources[name])
+        yield opening
+        for name in begins:
+            yield bytes_of(name, sources[name])
 
-    _write_bytes(path, pieces())
+    write_bytes(path, pieces())
 
 
-def _bytes_of(name: str, source: TensorSource) -> memoryview:
+def bytes_of(name: str, source: TensorSource) -> memoryview:
+    """A tensor's bytes as stored. Raises `UsageError` where it is not what was announced."""
     array = source.load()
     dtype = NUMPY_DTYPES[source.dtype]
     if array.shape != tuple(source.shape) or array.dtype.newbyteorder("<") != dtype:
@@ -218,7 +249,8 @@ def _bytes_of(name: str, source: TensorSource) -> memoryview:
     return memoryview(np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8))
 
 
-def _write_bytes(path: Path, pieces: Iterator[bytes | memoryview] | list[bytes]) -> None:
+def write_bytes(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file and have it on the disk."""
     with open(path, "wb") as file:
         for piece in pieces:
             file.write(piece)
@@ -226,7 +258,8 @@ def _write_bytes(path: Path, pieces: Iterator[bytes | memoryview] | list[bytes])
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
     if os.name == "nt":  # Windows cannot flush a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -236,7 +269,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _replace_folder(partial: Path, folder: Path) -> None:
+def replace_folder(partial: Path, folder: Path) -> None:
+    """Let the whole folder `partial` take the name `folder`; what had it goes once the new one stands there."""
+    sync_folder(partial)
     old = None
     if os.path.lexists(folder):
         old = folder.with_name(f"{folder.name}.partial-old-{os.getpid()}")
@@ -247,6 +282,6 @@ def _replace_folder(partial: Path, folder: Path) -> None:
         if old is not None:
             os.rename(old, folder)
         raise
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     if old is not None:
         shutil.rmtree(old)
