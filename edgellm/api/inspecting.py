@@ -54,7 +54,7 @@ def _facts(opened: OpenedModel) -> dict[str, Any]:
         "dtypes": _dtypes(checkpoint),
         "tensor_bytes": sum(info.nbytes for info in checkpoint.tensors.values()),
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
+        "intermediate_size": list(config.intermediate_sizes) or config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,

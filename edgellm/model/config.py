@@ -30,6 +30,8 @@ class ModelConfig:
         model_type: as in the file.
         architecture: the row of the architecture table.
         intermediate_size, num_attention_heads ...: as in Hugging Face.
+        intermediate_sizes: a layer, where the file's `intermediate_size` is a list of different widths, as checkpoints
+            pruned by layer have it; `intermediate_size` is then the largest. () where all layers are equal.
         layer_windows: a layer, the sliding window in tokens (the query counts), None for full attention.
         layer_ropes: a layer, its rotation, None for a layer without positions.
         attention_scale: factor on q.k, 1/sqrt(head_dim) as a rule.
@@ -70,7 +72,12 @@ class ModelConfig:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_multiplier: float = 1.0
+    intermediate_sizes: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    def mlp_width(self, layer: int) -> int:
+        """The `intermediate_size` of a layer."""
+        return self.intermediate_sizes[layer] if self.intermediate_sizes else self.intermediate_size
 
 
 def read_config(files: SideFiles) -> ModelConfig:
@@ -121,7 +128,7 @@ def _read_sizes(reader: ObjectReader) -> dict:
     return {
         "model_type": reader.text("model_type"),
         "hidden_size": hidden_size,
-        "intermediate_size": reader.integer("intermediate_size", 1, MAX_INTERMEDIATE),
+        **_read_widths(reader, layers),
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -133,3 +140,13 @@ def _read_sizes(reader: ObjectReader) -> dict:
         "attention_scale": head_dim**-0.5,
         "layer_windows": (None,) * layers,
     }
+
+
+def _read_widths(reader: ObjectReader, layers: int) -> dict:
+    """`intermediate_size`, one for all layers or a list of one a layer."""
+    if not isinstance(reader.values.get("intermediate_size"), list):
+        return {"intermediate_size": reader.integer("intermediate_size", 1, MAX_INTERMEDIATE)}
+    widths = reader.integers("intermediate_size", 1, MAX_INTERMEDIATE, layers)
+    if len(widths) != layers:
+        raise reader.error("intermediate_size", "not one width a layer", f"an integer, or {layers} of them")
+    return {"intermediate_size": max(widths), "intermediate_sizes": widths if len(set(widths)) > 1 else ()}

@@ -36,8 +36,11 @@ def cut_layers(program: Program, first: int, last: int) -> Program:
     return cut_ops(program, *layer_span(program, first, last))
 
 
-def cut_ops(program: Program, begin: int, end: int) -> Program:
+def cut_ops(program: Program, begin: int, end: int, result: str | None = None) -> Program:
     """Ops `begin` up to, not including, `end` of `program` as a program of their own.
+
+    Args:
+        result: the buffer that a step gives; None for the one that the last op writes.
 
     Raises:
         UsageError: there are no such ops, or the cut parts an attention from the keys and values that it reads.
@@ -61,7 +64,7 @@ def cut_ops(program: Program, begin: int, end: int) -> Program:
         ops=ops,
         buffers={name: width for name, width in program.buffers.items() if name in used},
         weights={name: spec for name, spec in program.weights.items() if name in named},
-        result=written[-1],
+        result=result or written[-1],
     )
 
 
@@ -87,4 +90,5 @@ def _config_of(config: ModelConfig, first: int, last: int) -> ModelConfig:
         num_hidden_layers=last - first if last > first else 0,
         layer_windows=config.layer_windows[first:last],
         layer_ropes=config.layer_ropes[first:last],
+        intermediate_sizes=config.intermediate_sizes[first:last],
     )

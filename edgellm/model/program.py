@@ -243,7 +243,16 @@ class _Builder:
 
     def _mlp(self, source: str) -> None:
         bias = self.config.mlp_bias
-        self._linear(source, "gate", "mlp.gate_proj", bias)
-        self._linear(source, "up", "mlp.up_proj", bias)
-        self._op("act_mul", ("gate", "up"), ("m",), act=self.config.hidden_act)
-        self._linear("m", "y", "mlp.down_proj", bias)
+        gate, up, inner = (self._mlp_buffer(name) for name in ("gate", "up", "m"))
+        self._linear(source, gate, "mlp.gate_proj", bias)
+        self._linear(source, up, "mlp.up_proj", bias)
+        self._op("act_mul", (gate, up), (inner,), act=self.config.hidden_act)
+        self._linear(inner, "y", "mlp.down_proj", bias)
+
+    def _mlp_buffer(self, name: str) -> str:
+        """A buffer as wide as this layer's MLP: `gate`, or `gate.96` in a layer narrower than the widest."""
+        width = self.config.mlp_width(self.layer)
+        if width != self.config.intermediate_size:
+            name = f"{name}.{width}"
+            self.buffers[name] = width
+        return name

@@ -216,3 +216,13 @@ def test_no_config_ends_in_anything_but_our_error(model_type: str, changes: dict
     assert math.isfinite(config.attention_scale)
     if config.num_hidden_layers < 10:
         assert build_program(config).parameters > 0
+
+
+def test_widths_may_differ_by_layer() -> None:
+    config = read(intermediate_size=[96, 64])
+    assert (config.intermediate_size, config.intermediate_sizes) == (96, (96, 64))
+    assert [config.mlp_width(layer) for layer in range(2)] == [96, 64]
+    assert read(intermediate_size=[96, 96]) == read()
+    for wrong in ([96], [96, 0], [96, "64"], []):
+        with pytest.raises(ModelError, match="intermediate_size"):
+            read(intermediate_size=wrong)

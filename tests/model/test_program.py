@@ -72,3 +72,13 @@ def test_the_printed_program_folds_equal_layers() -> None:
     assert "layers 0:" in text
     assert "layers 1-3:" in text
     assert "window=8" in text
+
+
+def test_a_narrower_layer_has_buffers_of_its_own_width() -> None:
+    plain = build_program(read(intermediate_size=[64, 96]))
+    program = fuse(plain)
+    gate_up = [op.outputs for op in program.ops if op.kind == "linear" and len(op.outputs) == 2]
+    assert gate_up == [("gate.64", "up.64"), ("gate", "up")]
+    assert (program.buffers["m"], program.buffers["m.64"]) == (96, 64)
+    assert program.weights["layers.0.mlp.down_proj"].shape == (64, 64)
+    assert plain.parameters == build_program(read()).parameters - 3 * 64 * 32
