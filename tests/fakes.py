@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.backends.interface import Batch, MemoryPlan
+from edgellm.backends.interface import Batch, MemoryPlan, StepStopped, Stopped
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.errors import ModelError, UsageError
 from edgellm.text.stream import TextStream
@@ -125,12 +125,14 @@ class FakeRunner:
     def close(self) -> None:
         self.closed = True
 
-    def run(self, cache: FakeCache, batch: Batch, trace: Any = None) -> np.ndarray:
+    def run(self, cache: FakeCache, batch: Batch, trace: Any = None, stopped: Stopped | None = None) -> np.ndarray:
         if self.closed:
             raise ValueError("run after close")
         self._check(cache, batch)
         if self.before_run is not None:
             self.before_run(batch)
+        if stopped is not None and stopped():
+            raise StepStopped
         self.batches.append(batch)
         wanted, out = set(batch.logits_rows.tolist()), []
         for s, state in enumerate(batch.states):

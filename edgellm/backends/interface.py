@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 #: Called after each op with (its index in the program, the buffers by name, float32 [T, width]); may read, not write.
 Trace = Callable[[int, Mapping[str, np.ndarray]], None]
+#: Asked now and then during a step: whether nobody wants it any more. May be asked in any thread, takes no lock.
+Stopped = Callable[[], bool]
+
+
+class StepStopped(Exception):
+    """`Runner.run` gave a step up because `stopped` said so: slots still hold what their states say."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,13 @@ class Runner(Protocol):
     def new_cache(self, geometry: CacheGeometry, num_slots: int) -> Cache:
         """Allocate the cache. Raises `OutOfMemoryError`."""
 
-    def run(self, cache: Cache, batch: Batch, trace: Trace | None = None) -> np.ndarray:
+    def run(self, cache: Cache, batch: Batch, trace: Trace | None = None, stopped: Stopped | None = None) -> np.ndarray:
         """One step. Returns logits float32 [R, V]; a row may hold NaN or infinity, the caller judges.
 
         Of a program that was cut out of another (`model/cut.py`): its result, float32 [T, width], or the logits.
+
+        Raises:
+            StepStopped: `stopped` said so; it is asked in steps that may last longer than a person waits.
         """
 
     def close(self) -> None:

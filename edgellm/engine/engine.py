@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.backends.interface import Cache, Runner
+from edgellm.backends.interface import Cache, Runner, StepStopped
 from edgellm.backends.slots import SlotState
 from edgellm.engine.results import Piece
 from edgellm.engine.scheduler import Scheduler, Step, as_engine_error
@@ -35,6 +35,8 @@ class Held:
 
 class Engine:
     """Runs sequences over the slots of one cache.
+
+    A step that nobody waits for any more, since its sequences were cancelled or the engine closed, is given up.
 
     Args:
         runner: the loaded model; closed with the engine.
@@ -178,7 +180,7 @@ class Engine:
             self.runner.close()
 
     def _drive(self) -> None:
-        """One step; the caller is the driver. Interrupted inside the runner, it leaves the books as they were."""
+        """One step; the caller is the driver. Interrupted or stopped inside the runner, it leaves the books alone."""
         step: Step | None = None
         in_books = True
         try:
@@ -187,10 +189,12 @@ class Engine:
                     step = self._scheduler.plan()
             if step is not None:
                 in_books = False
-                logits = self.runner.run(self.cache, step.batch)
+                logits = self.runner.run(self.cache, step.batch, stopped=lambda: self._closed or step.unwanted)
                 in_books = True
                 with self._changed:
                     self._scheduler.commit(step, logits)
+        except StepStopped:
+            pass  # whoever was cancelled is taken out before the next step
         except Exception as error:
             with self._changed:
                 self._scheduler.fail(step, as_engine_error(error))

@@ -31,6 +31,12 @@ class Step:
     batch: Batch
     parts: tuple[tuple[Sequence, int], ...]
 
+    @property
+    def unwanted(self) -> bool:
+        """Whether at least half of the tokens are of sequences that were cancelled: others lose less than is spared."""
+        cancelled = sum(count for sequence, count in self.parts if sequence.cancelled)
+        return 2 * cancelled >= len(self.batch.token_ids)
+
 
 class Scheduler:
     """Continuous batching over slots.

@@ -82,12 +82,34 @@ def test_a_long_prefill_does_not_hold_up_others():
 
 def test_cancelling_ends_a_prefill_after_one_chunk():
     cancel = threading.Event()
-    engine = engine_of(chunk=4, before_run=lambda batch: cancel.set())
+    engine = engine_of(chunk=4, before_run=lambda batch: cancel.set() if engine.runner.batches else None)
     result = stream_of(engine, list(range(200)), cancel=cancel).drain()
     assert (result.finish_reason, result.tokens, len(engine.runner.batches)) == ("cancelled", [], 1)
     # What was prefilled is not lost.
     engine.runner.before_run = None
     assert stream_of(engine, list(range(200)), max_tokens=1).drain().usage.cached_tokens == 4
+
+
+def test_a_step_in_the_middle_of_which_its_sequence_is_cancelled_is_given_up():
+    cancel = threading.Event()
+    engine = engine_of(chunk=64, before_run=lambda batch: cancel.set())
+    result = stream_of(engine, list(range(200)), cancel=cancel).drain()
+    # the fake asks after `before_run`: nothing of the step came into the books
+    assert (result.finish_reason, result.tokens, engine.runner.batches) == ("cancelled", [], [])
+    engine.runner.before_run = None
+    again = stream_of(engine, list(range(200)), max_tokens=3).drain()
+    assert (again.tokens, again.usage.cached_tokens) == (greedy_ids(list(range(200)), 3), 0)
+
+
+def test_a_step_goes_on_for_those_who_would_lose_more():
+    cancel = threading.Event()
+    engine = engine_of(slots=2, chunk=64)
+    long = stream_of(engine, list(range(100)), max_tokens=4)
+    short = stream_of(engine, PROMPTS[1][:6], max_tokens=4, cancel=cancel)
+    engine.runner.before_run = lambda batch: cancel.set()
+    assert long.drain().tokens == greedy_ids(list(range(100)), 4)
+    assert short.drain().finish_reason == "cancelled"
+    assert [len(batch.token_ids) for batch in engine.runner.batches][:2] == [64, 36]
 
 
 def test_cancel_and_drop_free_the_slot():

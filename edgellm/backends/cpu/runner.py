@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,14 +20,15 @@ from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.backends.cpu.profile import RowTime, Stopwatch, row_times, work_of
 from edgellm.backends.cpu.team import Team
 from edgellm.backends.cpu.walker import TILES, walk
-from edgellm.backends.interface import Batch, Trace
+from edgellm.backends.interface import Batch, StepStopped, Stopped, Trace
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.errors import EngineClosed
 from edgellm.model.program import Program
 from edgellm.simd import TARGET
 
-#: Steps of more tokens may take longer than a person waits for Ctrl-C.
+#: Steps of more tokens may take longer than a person waits for Ctrl-C, and so may one behind a step of so many seconds.
 _LONG_STEP = 16
+_LONG_SECONDS = 0.05
 _NO_TIMES = np.zeros(0, np.int64)
 
 
@@ -64,6 +66,7 @@ class CpuRunner:
         self._shape = np.array(shape, np.int64)
         self._model = (self._lowered.table, packed.data, self._lowered.permutations, self._shape)
         self._space = _Space(self._lowered, self._shape, team.threads)
+        self._step_seconds = 0.0
 
     def describe(self) -> Mapping[str, Any]:
         """What runs where."""
@@ -92,11 +95,16 @@ class CpuRunner:
         self._team.close()
         self._model = self._space = None
 
-    def run(self, cache: CpuCache, batch: Batch, trace: Trace | None = None) -> np.ndarray:
+    def run(
+        self, cache: CpuCache, batch: Batch, trace: Trace | None = None, stopped: Stopped | None = None
+    ) -> np.ndarray:
         """One step; see `interface.Runner`. Returns logits float32 [R, V]."""
         fixed, logits = self._prepare(cache, batch)
         if trace is None:
-            self._walk(fixed, 0, len(self._lowered.table), long=len(batch.token_ids) > _LONG_STEP)
+            long = len(batch.token_ids) > _LONG_STEP or self._step_seconds > _LONG_SECONDS
+            began = time.perf_counter()
+            self._walk(fixed, 0, len(self._lowered.table), long=long, stopped=stopped)
+            self._step_seconds = time.perf_counter() - began
             return logits
         rows_of = self._lowered.table["program_op"]
         for index in range(len(self.program.ops)):
@@ -133,10 +141,20 @@ class CpuRunner:
         return fixed, logits
 
     def _walk(
-        self, fixed: tuple[Any, ...], first: int, last: int, *, long: bool, times: np.ndarray = _NO_TIMES
+        self,
+        fixed: tuple[Any, ...],
+        first: int,
+        last: int,
+        *,
+        long: bool,
+        times: np.ndarray = _NO_TIMES,
+        stopped: Stopped | None = None,
     ) -> None:
-        """Rows of the table in all threads. Raises `EngineClosed` where the team was stopped meanwhile."""
-        if not self._team.run(walk, *fixed, first, last, times, self._team.sync, interruptible=long):
+        """Rows of the table in all threads. Raises `StepStopped`, and `EngineClosed` where the team was closed."""
+        team = self._team
+        if not team.run(walk, *fixed, first, last, times, team.sync, interruptible=long, stopped=stopped):
+            if stopped is not None and stopped():
+                raise StepStopped
             raise EngineClosed("the step was stopped before its end")
 
     def _buffers(self, act: np.ndarray, tokens: int) -> dict[str, np.ndarray]:

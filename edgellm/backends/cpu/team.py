@@ -25,8 +25,9 @@ from edgellm.backends.cpu.cores import Cores, choose_threads, detect
 from edgellm.errors import EngineClosed, OutOfMemoryError
 
 _JOIN_SECONDS = 5.0
-#: How long one wait for a lock lasts at most: signals are looked at between waits where the system does not break them.
-_WAIT_SECONDS = 0.1
+#: How long one wait for a lock lasts at most: between waits signals are looked at, where the system does not break
+#: them, and whether the step is still wanted.
+_WAIT_SECONDS = 0.05
 _EXIT_SECONDS = 2.0
 
 
@@ -65,7 +66,13 @@ class Team:
         for ith in range(1, self.threads):
             self._shared.hire(ith)
 
-    def run(self, function: Callable[..., Any], *args: Any, interruptible: bool = False) -> bool:
+    def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        interruptible: bool = False,
+        stopped: Callable[[], bool] | None = None,
+    ) -> bool:
         """Call `function(*args, ith, nth)` in every thread and wait for all of them.
 
         Args:
@@ -74,9 +81,10 @@ class Team:
             args: the same for all.
             interruptible: run the part of thread 0 in a thread of its own and wait for it where signals are answered;
                 for steps that may take longer than a person waits for Ctrl-C (it costs a wake-up).
+            stopped: asked every 50 ms of an interruptible step; once it says so, the step ends as by `stop`.
 
         Returns:
-            True if the step went to its end, False if `stop` ended it.
+            True if the step went to its end, False if `stop` or `stopped` ended it.
 
         Raises:
             EngineClosed: the team was closed, or is one of the process that this one was forked from.
@@ -88,7 +96,7 @@ class Team:
             shared.check()
             if interruptible and not shared.has_stand_in:
                 shared.hire(0)
-            return shared.step(function, args, self.threads, interruptible)
+            return shared.step(function, args, self.threads, interruptible, stopped)
 
     def stop(self) -> None:
         """End the step at hand at its next barrier; nothing where none is under way. From any thread."""
@@ -159,7 +167,14 @@ class _Shared:
         if self.closed:
             raise EngineClosed("the threads were ended by close()")
 
-    def step(self, function: Callable[..., Any], args: tuple[Any, ...], nth: int, interruptible: bool) -> bool:
+    def step(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        nth: int,
+        interruptible: bool,
+        stopped: Callable[[], bool] | None,
+    ) -> bool:
         workers = [worker for worker in self.workers if interruptible or worker.ith > 0]
         self.sync[:] = 0
         self.errors.clear()
@@ -174,13 +189,13 @@ class _Shared:
         except BaseException as error:  # a KeyboardInterrupt between two releases too
             self.sync[STOP] = 1
             self.errors.append(error)
-        self.wait(workers)
+        self.wait(workers, stopped if interruptible else None)
         self.job = None
         if self.errors:
             raise self.errors[0]
         return not self.sync[STOP]
 
-    def wait(self, workers: list[_Worker]) -> None:
+    def wait(self, workers: list[_Worker], stopped: Callable[[], bool] | None) -> None:
         """Until all have finished the step; who has not begun it is woken, to find the stop flag."""
         while True:
             try:
@@ -189,6 +204,8 @@ class _Shared:
                         if self.errors and worker.start.locked():
                             worker.start.release()
                         worker.done.acquire(timeout=_WAIT_SECONDS)
+                        if stopped is not None and worker.finished != self.number and stopped():
+                            self.sync[STOP] = 1
                 return
             except BaseException as error:  # Ctrl-C while waiting
                 self.sync[STOP] = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.backends.interface import Batch, Trace
+from edgellm.backends.interface import Batch, StepStopped, Stopped, Trace
 from edgellm.backends.reference import ops
 from edgellm.backends.reference.attention import attend
 from edgellm.backends.reference.cache import ReferenceCache
@@ -54,12 +54,16 @@ class ReferenceRunner:
         self._arrays.clear()
         self._biases.clear()
 
-    def run(self, cache: ReferenceCache, batch: Batch, trace: Trace | None = None) -> np.ndarray:
+    def run(
+        self, cache: ReferenceCache, batch: Batch, trace: Trace | None = None, stopped: Stopped | None = None
+    ) -> np.ndarray:
         """One step; see `interface.Runner`. Returns logits float32 [R, V]."""
         buffers: Buffers = {}
         step = _Step(self, cache, batch, buffers)
         with np.errstate(all="ignore"):  # NaN and infinity travel to the logits, where the caller judges them
             for index, op in enumerate(self.program.ops):
+                if stopped is not None and stopped():
+                    raise StepStopped
                 step.run(op)
                 if trace is not None:
                     trace(index, buffers)

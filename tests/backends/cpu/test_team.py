@@ -102,6 +102,19 @@ def test_stop_ends_a_step_within_a_quarter_of_a_second(team, interruptible):
     assert team.run(idle, 3, team.sync) is True
 
 
+def test_a_step_that_nobody_wants_any_more_ends_within_a_quarter_of_a_second(team):
+    team.run(idle, 1, team.sync)
+    asked = []
+
+    def stopped():
+        asked.append(time.perf_counter())
+        return len(asked) > 2
+
+    assert team.run(idle, ENDLESS, team.sync, interruptible=True, stopped=stopped) is False
+    assert time.perf_counter() - asked[2] < 0.25
+    assert team.run(idle, 3, team.sync, interruptible=True, stopped=lambda: False) is True
+
+
 def test_two_teams_at_once():
     teams = [Team(2), Team(3)]
     results = []
