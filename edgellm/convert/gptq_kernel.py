@@ -16,6 +16,7 @@ from edgellm.convert.group_kernel import CODES_OUT, FLOATS, FLOATS_OUT, VECTOR, 
 
 _INDICES = types.Array(int32, 1, "C", readonly=True)
 _LOSSES = types.Array(float64, 1, "C")
+_UNLIMITED = np.float32(np.inf)
 _SIGNATURE = void(
     FLOATS_OUT, int64, FLOATS, FLOATS_OUT, _LOSSES,
     VECTOR, _INDICES, int64, boolean, float32, boolean, int64,
@@ -58,7 +59,7 @@ def quantize_block(
             if not given and column % group_size == 0:
                 end = min(column + group_size, inputs)
                 scales[row, group], zeros[row, group] = best_grid(
-                    weight[row, column:end], importance[column:end], top, sym, steps
+                    weight[row, column:end], importance[column:end], _UNLIMITED, top, sym, steps
                 )
             scale, zero = scales[row, group], zeros[row, group]
             one = weight[row, column : column + 1]

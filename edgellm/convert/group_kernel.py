@@ -20,7 +20,6 @@ ZERO, HALF, ONE, TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
 _SMALLEST_NORMAL = np.float32(2.0**-14)
 _SUBNORMAL_STEPS = np.float32(2.0**24)
 _SPLIT = np.float32(8193)  # 2**13 + 1 leaves the 11 significant bits of a float16
-_INFINITE = np.float32(np.inf)
 
 # No NaN comes here (callers check); `half` needs IEEE order, so only sums may be reordered.
 _COMPARE = {"nnan", "nsz"}
@@ -83,9 +82,12 @@ def grid_error(x: np.ndarray, importance: np.ndarray, scale: float, zero: float,
 
 
 @numba.njit(nogil=True)
-def best_grid(x: np.ndarray, importance: np.ndarray, top: float, sym: bool, steps: int) -> tuple[float, float]:
-    """(scale, zero) of a group; with `steps` > 1 the range shrunk to where the error is smallest."""
+def best_grid(
+    x: np.ndarray, importance: np.ndarray, limit: float, top: float, sym: bool, steps: int
+) -> tuple[float, float]:
+    """(scale, zero) of a group within -limit to limit; with `steps` > 1 shrunk to where the error is smallest."""
     low, high = group_range(x)
+    low, high = max(low, -limit), min(high, limit)
     if low == high:
         return ONE, (top + ONE) * HALF
     best_scale, best_zero = grid_of(low, high, top, sym)
@@ -112,13 +114,14 @@ def encode(x: np.ndarray, scale: float, zero: float, top: float, codes: np.ndarr
         codes[i] = np.uint8(np.int32(t))
 
 
-_SEARCH_ARGUMENTS = (FLOATS, VECTOR, int64, float32, types.boolean, int64)
-
-
-@numba.njit([void(*_SEARCH_ARGUMENTS, FLOATS_OUT, FLOATS_OUT, int64, int64)], nogil=True)
+@numba.njit(
+    [void(FLOATS, VECTOR, FLOATS, int64, float32, types.boolean, int64, FLOATS_OUT, FLOATS_OUT, int64, int64)],
+    nogil=True,
+)
 def find_grids(
     weight: np.ndarray,  # [out, in]
     importance: np.ndarray,  # [in]
+    limits: np.ndarray,  # [out, groups], what |weight| is clipped to; infinity for no clipping
     group_size: int,
     top: float,
     sym: bool,
@@ -135,7 +138,7 @@ def find_grids(
             a = group * group_size
             b = min(a + group_size, inputs)
             scales[row, group], zeros[row, group] = best_grid(
-                weight[row, a:b], importance[a:b], np.float32(top), sym, steps
+                weight[row, a:b], importance[a:b], limits[row, group], top, sym, steps
             )
 
 
@@ -156,4 +159,4 @@ def encode_rows(
         for group in range(scales.shape[1]):
             a = group * group_size
             b = min(a + group_size, inputs)
-            encode(weight[row, a:b], scales[row, group], zeros[row, group], np.float32(top), codes[row, a:b])
+            encode(weight[row, a:b], scales[row, group], zeros[row, group], top, codes[row, a:b])

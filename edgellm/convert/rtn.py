@@ -11,7 +11,12 @@ from edgellm.formats.quantized import QuantizedTensor, group_count
 
 
 def quantize_rtn(
-    weight: np.ndarray, scheme: Scheme, importance: np.ndarray | None = None, *, threads: int | None = None
+    weight: np.ndarray,
+    scheme: Scheme,
+    importance: np.ndarray | None = None,
+    *,
+    limits: np.ndarray | None = None,
+    threads: int | None = None,
 ) -> QuantizedTensor:
     """The weight in groups, rounded to nearest. Order (`desc_act`, `static_groups`) means nothing here.
 
@@ -20,6 +25,7 @@ def quantize_rtn(
         scheme: bits, groups and search.
         importance: float32 [in], at least 0: what a squared error on this input counts in a search (a Hessian's
             diagonal, mean squares of activations); None for 1.
+        limits: float32 [out, groups], where the range of each group ends (`clip.search_clip`); None for no clipping.
         threads: None for all processors; the result does not depend on it.
 
     Raises:
@@ -27,12 +33,17 @@ def quantize_rtn(
         NumericalError: a weight or an importance is NaN or infinite, or a scale is beyond float16.
     """
     weight = as_weight(weight)
-    scales, zeros = find_grids(weight, scheme, importance, threads=threads)
+    scales, zeros = find_grids(weight, scheme, importance, limits=limits, threads=threads)
     return encode(weight, scales, zeros, scheme, threads=threads)
 
 
 def find_grids(
-    weight: np.ndarray, scheme: Scheme, importance: np.ndarray | None = None, *, threads: int | None = None
+    weight: np.ndarray,
+    scheme: Scheme,
+    importance: np.ndarray | None = None,
+    *,
+    limits: np.ndarray | None = None,
+    threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(scales, zeros), both float32 [out, groups] and exact in float16. Arguments and errors: see `quantize_rtn`."""
     from edgellm.convert import group_kernel
@@ -42,10 +53,11 @@ def find_grids(
     weigh = as_importance(importance, inputs)
     scales = np.empty((outputs, group_count(inputs, width)), np.float32)
     zeros = np.empty_like(scales)
+    limits = as_limits(limits, scales.shape)
     top, steps = top_code(scheme), search_steps(scheme)
 
     def rows(first: int, last: int) -> None:
-        group_kernel.find_grids(weight, weigh, width, top, scheme.sym, steps, scales, zeros, first, last)
+        group_kernel.find_grids(weight, weigh, limits, width, top, scheme.sym, steps, scales, zeros, first, last)
 
     over_rows(rows, outputs, threads)
     return scales, zeros
@@ -114,3 +126,12 @@ def as_importance(importance: np.ndarray | None, inputs: int) -> np.ndarray:
     if not np.isfinite(importance).all():
         raise NumericalError("NaN or infinite", key="importance")
     return np.ascontiguousarray(importance, np.float32)
+
+
+def as_limits(limits: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
+    """float32 [out, groups], infinity for None. Raises `UsageError`."""
+    if limits is None:
+        return np.full(shape, np.inf, np.float32)
+    if limits.shape != shape:
+        raise UsageError("do not fit the weight's groups", key="limits", found=limits.shape, allowed=str(list(shape)))
+    return np.ascontiguousarray(limits, np.float32)
