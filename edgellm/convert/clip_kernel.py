@@ -39,8 +39,5 @@ def rounding_errors(
             low, high = group_range(weight[row, a:b])
             limit = limits[row, group]
             low, high = max(low, -limit), min(high, limit)
-            if low == high:
-                difference[row, a:b] = -weight[row, a:b]
-            else:
-                scale, zero = grid_of(low, high, top, sym)
-                _differ(weight[row, a:b], scale, zero, top, difference[row, a:b])
+            scale, zero = (ONE, (top + ONE) * HALF) if low == high else grid_of(low, high, top, sym)
+            _differ(weight[row, a:b], scale, zero, top, difference[row, a:b])
