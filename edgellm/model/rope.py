@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -36,8 +37,9 @@ class Rope:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
 
+    @lru_cache(maxsize=64)  # noqa: B019 - a Rope is a few numbers, and a model has one or two
     def inv_freq(self) -> np.ndarray:
-        """Radians a position, float64 [rotary_dim / 2]."""
+        """Radians a position, float64 [rotary_dim / 2], not to be written to."""
         frequencies = self.theta ** (-np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim)
         if self.rope_type == "linear":  # position interpolation, arXiv:2306.15595
             return frequencies / self.factor

@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -109,9 +110,17 @@ class RopeTables:
     by_turn: int
 
 
+@lru_cache(maxsize=16)
 def windows_of(geometry: CacheGeometry) -> tuple[int | None, ...]:
     """The distinct windows, in the order of the layers: kind k of a plan is for layers with window number k."""
     return tuple(dict.fromkeys(geometry.windows))
+
+
+@lru_cache(maxsize=16)
+def kinds_of(geometry: CacheGeometry) -> np.ndarray:
+    """The kind of each layer, int64 [layers]."""
+    windows = windows_of(geometry)
+    return np.array([windows.index(window) for window in geometry.windows], np.int64)
 
 
 def plan_step(geometry: CacheGeometry, batch: Batch, groups: int) -> StepPlan:
@@ -124,21 +133,19 @@ def plan_step(geometry: CacheGeometry, batch: Batch, groups: int) -> StepPlan:
     """
     starts = batch.seq_starts.tolist()
     counts = [end - start for start, end in itertools.pairwise(starts)]
-    numbers = _join([np.arange(s.end, s.end + n) for s, n in zip(batch.states, counts, strict=True)])
-    slots = _join([np.full(n, s.slot) for s, n in zip(batch.states, counts, strict=True)])
     turns = np.array([state.evicted for state in batch.states], np.int64)
-    windows = windows_of(geometry)
-    layers = [geometry.windows.index(window) for window in windows]
-    columns = [slots, numbers]
-    for layer in layers:
-        rows = [
-            geometry.row_of(layer, state, numbers[start : start + count])
-            for state, start, count in zip(batch.states, starts, counts, strict=False)
-        ]
-        columns.append(_join(rows))
+    layers = [geometry.windows.index(window) for window in windows_of(geometry)]
+    tokens = np.empty((starts[-1], FIRST_ROW + len(layers)), np.int64)
+    positions = np.empty(starts[-1], np.int64)
+    for state, start, count in zip(batch.states, starts, counts, strict=False):
+        numbers = np.arange(state.end, state.end + count)
+        own = tokens[start : start + count]
+        own[:, SLOT], own[:, NUMBER] = state.slot, numbers
+        for kind, layer in enumerate(layers):
+            own[:, FIRST_ROW + kind] = geometry.row_of(layer, state, numbers)
+        positions[start : start + count] = numbers - state.evicted
     kinds = [_plan_kind(geometry, layer, batch.states, starts, counts, groups) for layer in layers]
-    positions = numbers - np.repeat(turns, counts)
-    return StepPlan(np.ascontiguousarray(np.stack(columns, 1)), tuple(kinds), positions, numbers, turns)
+    return StepPlan(tokens, tuple(kinds), positions, tokens[:, NUMBER], turns)
 
 
 def most_partials(geometry: CacheGeometry, num_slots: int) -> int:
@@ -158,10 +165,6 @@ def rope_tables(rope: Rope | None, plan: StepPlan) -> RopeTables:
         return RopeTables(cos.ravel(), sin.ravel(), half, 0, 0, 0)
     cos, sin = rope.cos_sin(np.concatenate([plan.positions, plan.numbers, plan.turns]))
     return RopeTables(cos.ravel(), sin.ravel(), half, 0, tokens * half, 2 * tokens * half)
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _plan_kind(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.backends.cpu.attention import attention_scratch, partial_width
-from edgellm.backends.cpu.attention_plan import RopeTables, StepPlan, plan_step, rope_tables, windows_of
+from edgellm.backends.cpu.attention_plan import KindPlan, RopeTables, StepPlan, kinds_of, plan_step, rope_tables
 from edgellm.backends.cpu.cache import CpuCache
 from edgellm.backends.cpu.cache_store import store_scratch
 from edgellm.backends.cpu.layout import round_up
@@ -19,7 +19,7 @@ from edgellm.backends.cpu.lower import Lowered, lower
 from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.backends.cpu.profile import RowTime, Stopwatch, row_times, work_of
 from edgellm.backends.cpu.team import Team
-from edgellm.backends.cpu.walker import TILES, walk
+from edgellm.backends.cpu.walker import walk
 from edgellm.backends.interface import Batch, StepStopped, Stopped, Trace
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.errors import EngineClosed
@@ -131,10 +131,8 @@ class CpuRunner:
         space = self._space.arrays(len(batch.logits_rows) * self.program.config.vocab_size, self._partials(plan))
         step = self._step(batch, plan)
         held = (cache.data, cache.layout, cache.storage)
-        windows = windows_of(cache.geometry)
-        layer_kinds = np.array([windows.index(window) for window in cache.geometry.windows], np.int64)
         planes = 2 if len(batch.token_ids) <= self._two_planes_up_to else 1
-        fixed = (self._model, space, held, step, layer_kinds, planes)
+        fixed = (self._model, space, held, step, kinds_of(cache.geometry), planes)
         logits = (
             space[1].reshape(len(batch.logits_rows), -1) if len(batch.logits_rows) else np.zeros((0, 0), np.float32)
         )
@@ -168,14 +166,7 @@ class CpuRunner:
         return plan.partials * int(self._shape[0]) * partial_width(int(self._shape[2]))
 
     def _step(self, batch: Batch, plan: StepPlan) -> tuple[np.ndarray, ...]:
-        bounds = np.zeros((len(plan.kinds), TILES + 1), np.int64)
-        bounds[:, TILES] = [kind.tiles for kind in plan.kinds]
-        joined = []
-        for column, name in ((0, "runs"), (2, "items"), (4, "merges")):
-            parts = [getattr(kind, name) for kind in plan.kinds]
-            ends = np.cumsum([len(part) for part in parts])
-            bounds[:, column], bounds[:, column + 1] = ends - [len(part) for part in parts], ends
-            joined.append(np.concatenate(parts))
+        bounds, joined = _joined_kinds(plan.kinds)
         tables = [rope_tables(rope, plan) for rope in self._lowered.ropes]
         counts = np.array([len(batch.token_ids), len(batch.logits_rows)], np.int64)
         cos, sin, ropes = _joined_tables(tables)
@@ -202,15 +193,29 @@ class _Space:
         return (self._act, fresh, self._quads, self._xs, self._stage, self._partials, self._work, self._wide)
 
 
+def _joined_kinds(kinds: tuple[KindPlan, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The rows of `bounds` (`walker.py`), and all kinds' runs, items and merges one behind the other."""
+    # A decode step waits for this: one kind, as nearly all models have, is spared the joining.
+    parts = [[kind.runs for kind in kinds], [kind.items for kind in kinds], [kind.merges for kind in kinds]]
+    rows = []
+    begins = [0, 0, 0]
+    for kind in kinds:
+        ends = [begin + len(part) for begin, part in zip(begins, (kind.runs, kind.items, kind.merges), strict=True)]
+        rows.append((begins[0], ends[0], begins[1], ends[1], begins[2], ends[2], kind.tiles))
+        begins = ends
+    return np.array(rows, np.int64), [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+
+
 def _joined_tables(tables: list[RopeTables]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All rotations' tables one behind the other, and the rows of `ropes`."""
     if not tables:
         nothing = np.zeros(1, np.float32)
         return nothing, nothing, np.zeros((1, 4), np.int64)
-    begins = np.cumsum([0, *(len(table.cos) for table in tables[:-1])])
-    rows = [
-        (table.half, begin + table.by_position, begin + table.by_number, begin + table.by_turn)
-        for table, begin in zip(tables, begins, strict=True)
-    ]
+    rows, begin = [], 0
+    for table in tables:
+        rows.append((table.half, begin + table.by_position, begin + table.by_number, begin + table.by_turn))
+        begin += len(table.cos)
+    if len(tables) == 1:
+        return tables[0].cos, tables[0].sin, np.array(rows, np.int64)
     cos, sin = (np.concatenate([getattr(table, name) for table in tables]) for name in ("cos", "sin"))
     return cos, sin, np.array(rows, np.int64)
