@@ -107,22 +107,17 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "bare", template=None)
 
 
-@pytest.fixture(scope="session")
-def shared_kernels() -> None:
-    """Compiled kernels are looked for where all tests of this process do, not in the home that a test is given."""
-    from edgellm.backends.cpu.jit_cache import folders
-
-    folders()
-
-
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A home of its own, one thread, no colours and no EDGELLM_ variables, here and in subprocesses."""
+    """A home of its own, one thread, no colours, no EDGELLM_ variables but the place of the compiled kernels, here and
+    in subprocesses."""
+    kernels = os.environ["EDGELLM_CACHE_DIR"]
     for name in [name for name in os.environ if name.startswith(("EDGELLM_", "XDG_"))]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
     changes = {"HOME": str(home), "OMP_NUM_THREADS": "1", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    changes["EDGELLM_CACHE_DIR"] = kernels
     for name, value in changes.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)

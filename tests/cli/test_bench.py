@@ -64,7 +64,7 @@ def test_what_cannot_be_run_is_said_before_anything_runs(cli, tiny, options, nam
     assert done.out == ""
 
 
-def test_the_cpu_backend_with_shares_and_a_profile(shared_kernels, cli, tiny, monkeypatch):
+def test_the_cpu_backend_with_shares_and_a_profile(cli, tiny, monkeypatch):
     from edgellm.backends.cpu import measure
     from edgellm.cli import bench_runs
 

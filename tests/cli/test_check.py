@@ -22,7 +22,8 @@ def test_a_whole_model(cli, tiny):
     done = cli("check", tiny)
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[-1] == "whole"
-    assert "8 greedy tokens with reference" in done.out
+    assert "8 greedy tokens with cpu" in done.out
+    assert "8 greedy tokens with reference" in cli("check", tiny, "--backend", "reference").out
 
 
 def test_json_and_progress_on_stderr(cli, bare):

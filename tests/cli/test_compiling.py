@@ -36,7 +36,7 @@ def screen(monkeypatch, capsys) -> Callable[[], str]:
 
 
 @compiles
-def test_off_a_terminal_a_line_at_the_start_and_one_at_the_end(shared_kernels, capsys):
+def test_off_a_terminal_a_line_at_the_start_and_one_at_the_end(capsys):
     with Compiling(Terminal("never")) as compiling:
         assert a_kernel(3)(2) == 7
     start, end = capsys.readouterr().err.splitlines()
@@ -56,7 +56,7 @@ def test_what_is_compiled_already_is_not_mentioned(capsys):
 
 
 @compiles
-def test_a_terminal_sees_a_count_that_is_taken_away(shared_kernels, screen):
+def test_a_terminal_sees_a_count_that_is_taken_away(screen):
     with Compiling(Terminal("never")):
         assert a_kernel(7)(1) == 8
     shown = screen().split("\r\x1b[K")
@@ -66,7 +66,7 @@ def test_a_terminal_sees_a_count_that_is_taken_away(shared_kernels, screen):
 
 
 @compiles
-def test_the_loading_bar_makes_room(shared_kernels, screen):
+def test_the_loading_bar_makes_room(screen):
     room = []
     with Compiling(Terminal("never"), make_room=lambda: room.append(1)):
         assert a_kernel(11)(1) == 12

@@ -5,7 +5,7 @@ import json
 from edgellm.cli import warmup
 
 
-def test_all_kernels_are_ready_afterwards(shared_kernels, cli, monkeypatch):
+def test_all_kernels_are_ready_afterwards(cli, monkeypatch):
     first = json.loads(cli("warmup", "--json").out)
     assert first["isa"]
     second = cli("warmup", "--json")

@@ -30,7 +30,7 @@ class CpuBackend:
     name = "cpu"
     devices = ("cpu",)
     prefill_chunk = 128
-    finished = False
+    finished = True
 
     def unavailable(self) -> str | None:
         """numba compiles for every processor that it runs on."""
