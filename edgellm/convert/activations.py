@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ class Activations:
 
     def __init__(self, sequences: int, tokens: int, width: int, path: Path | None = None) -> None:
         self.shape = (sequences, tokens, width)
-        self._path = path
+        self.path = path
         self._array = np.empty(self.shape, np.float32) if path is None else None
         self._file = None
         if path is not None:
@@ -48,7 +48,7 @@ class Activations:
         while done < len(view):
             got = self._file.readinto(view[done:])
             if not got:
-                raise OutputError("activations were cut short by somebody else", file=self._path)
+                raise OutputError("activations were cut short by somebody else", file=self.path)
             done += got
         return found
 
@@ -65,12 +65,14 @@ class Activations:
             while view:
                 view = view[self._file.write(view) :]
         except OSError as error:
-            raise OutputError(f"activations cannot be kept there ({error})", file=self._path) from None
+            raise OutputError(f"activations cannot be kept there ({error})", file=self.path) from None
 
-    def flush(self) -> None:
-        """Have the file's bytes on the disk."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
+    def digest(self) -> str:
+        """sha256 of all values."""
+        digest = hashlib.sha256()
+        for number in range(self.shape[0]):
+            digest.update(memoryview(np.ascontiguousarray(self.read(number, number + 1))).cast("B"))
+        return digest.hexdigest()
 
     def close(self, *, delete: bool = True) -> None:
         """Free the memory, close the file and, unless `delete` is false, remove it."""
@@ -79,7 +81,7 @@ class Activations:
             self._file.close()
             self._file = None
             if delete:
-                self._path.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
 
     def _seek(self, first: int) -> None:
         self._file.seek(4 * first * self.shape[1] * self.shape[2])

@@ -20,7 +20,7 @@ from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.convert.activations import Activations
 from edgellm.convert.patched import PatchedWeights
 from edgellm.errors import UsageError
-from edgellm.model import OpenedModel, Program, fuse
+from edgellm.model import Op, OpenedModel, Program, fuse
 from edgellm.model.cut import cut_ops, layer_span
 
 #: Called with (names of the linears that share an input, that input: float32 [T, in_features]), step after step.
@@ -65,7 +65,7 @@ class BlockRunner:
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """Hidden states into layer 0, float32 [N, L, D], of token ids int32 [N, L]."""
-        with self.stretch(0, self._first_op(0)) as stretch:
+        with self.stretch(0, self.first_op(0)) as stretch:
             return stretch.run_ids(token_ids)
 
     def block(self, layer: int, hidden: np.ndarray, tap: Tap | None = None) -> np.ndarray:
@@ -78,14 +78,20 @@ class BlockRunner:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Logits float32 [N, L, V] of the last block's hidden states [N, L, D]."""
-        with self.stretch(self._first_op(self.num_layers), len(self.program.ops)) as stretch:
+        with self.stretch(self.first_op(self.num_layers), len(self.program.ops)) as stretch:
             return stretch.run({"x": hidden})
 
-    def stretch(self, begin: int, end: int) -> Stretch:
-        """Ops `begin` up to, not including, `end` of the fused program, loaded: a context manager."""
-        return Stretch(cut_ops(self.program, begin, end), self.weights, self.step_tokens)
+    def stretch(self, begin: int, end: int, result: str | None = None) -> Stretch:
+        """Ops `begin` up to, not including, `end` of the fused program, loaded: a context manager.
 
-    def _first_op(self, layer: int) -> int:
+        `result` is the buffer it gives, where that is not the last one written. Taps see the inputs of its linears,
+        and of a linear (or lm_head) right behind it, whose weights it does not hold.
+        """
+        part = cut_ops(self.program, begin, end, result)
+        following = self.program.ops[end] if end < len(self.program.ops) else None
+        return Stretch(part, self.weights, self.step_tokens, following)
+
+    def first_op(self, layer: int) -> int:
         """Index of the op that follows all ops of the layers below `layer`."""
         if layer == 0:
             return layer_span(self.program, 0, 1)[0]
@@ -95,11 +101,12 @@ class BlockRunner:
 class Stretch:
     """A loaded part of a program; see `BlockRunner.stretch`."""
 
-    def __init__(self, program: Program, weights: PatchedWeights, step_tokens: int) -> None:
+    def __init__(self, program: Program, weights: PatchedWeights, step_tokens: int, following: Op | None) -> None:
         self.program = program
         self._runner = find("reference").load(program, weights)
         self._step_tokens = step_tokens
-        self._linears = {index: op for index, op in enumerate(program.ops) if op.kind == "linear"}
+        ops = program.ops if following is None else (*program.ops, following)
+        self._linears = {index: op for index, op in enumerate(ops) if op.kind in ("linear", "logits")}
 
     def __enter__(self) -> Stretch:
         return self
@@ -118,17 +125,8 @@ class Stretch:
         sequences, length = next(iter(inputs.values())).shape[:2]
         return self._run(np.zeros((sequences, length), np.int32), inputs, tap)
 
-    def run_all(
-        self,
-        inputs: Mapping[str, Activations],
-        result: Activations | None,
-        tap: Tap | None = None,
-        done: Callable[[int], None] | None = None,
-    ) -> None:
-        """As `run`, for activations that need not fit into memory; `result` may be one of the inputs.
-
-        `done` is called with the number of tokens that each group of sequences adds.
-        """
+    def run_all(self, inputs: Mapping[str, Activations], result: Activations | None, tap: Tap | None = None) -> None:
+        """As `run`, for activations that need not fit into memory; `result` may be one of the inputs."""
         total, length, _ = next(iter(inputs.values())).shape
         at_once = Steps.of(length, self._step_tokens).sequences
         for first in range(0, total, at_once):
@@ -137,8 +135,6 @@ class Stretch:
             values = self.run(parts, tap=tap)
             if result is not None:
                 result.write(first, values)
-            if done is not None:
-                done((last - first) * length)
 
     def _run(self, token_ids: np.ndarray, inputs: Mapping[str, np.ndarray], tap: Tap | None) -> np.ndarray:
         total, length = token_ids.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.errors import UsageError
-from edgellm.formats import QuantizedTensor
+from edgellm.formats import QuantizedTensor, bfloat16_to_float32, float32_to_bfloat16
 from edgellm.model import Weights
 
 
@@ -38,6 +38,10 @@ class PatchedWeights:
         """Let the bias of linear `name` be `bias`, float32 [out]."""
         self._biases[name] = bias
 
+    def replaced(self, name: str) -> bool:
+        """Whether `name`, or its bias, is another than the checkpoint's."""
+        return name in self._replaced or name in self._biases
+
     def forget(self, prefix: str) -> None:
         """Drop the replacements whose names begin with `prefix`, once they are written or their block is done."""
         for table in (self._replaced, self._biases):
@@ -53,11 +57,15 @@ class PatchedWeights:
         return self._float(name) if name in self._replaced else self.source.vector(name)
 
     def linear(self, name: str) -> QuantizedTensor | np.ndarray:
-        """As `Weights.linear`."""
-        return self._replaced[name] if name in self._replaced else self.source.linear(name)
+        """As `Weights.linear`; of an lm_head that is the embedding, the embedding."""
+        if name in self._replaced:
+            return self._replaced[name]
+        return self.embedding() if name == "lm_head" and self.lm_head_is_embedding else self.source.linear(name)
 
     def bias(self, name: str) -> np.ndarray | None:
         """As `Weights.bias`."""
+        if name == "lm_head" and self.source.lm_head_is_embedding:
+            return None
         return self._biases[name] if name in self._biases else self.source.bias(name)
 
     def float32(self, name: str) -> np.ndarray:
@@ -68,3 +76,16 @@ class PatchedWeights:
     def _float(self, name: str) -> np.ndarray:
         weight = self._replaced[name]
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+
+
+def stored_as(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 values in a stored dtype: F32, F16, or BF16 as uint16."""
+    if dtype == "BF16":
+        return float32_to_bfloat16(values)
+    return values.astype({"F16": np.float16, "F32": np.float32}[dtype])
+
+
+def as_stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 values rounded as `stored_as` rounds them: what a reader of the file will compute with."""
+    stored = stored_as(values, dtype)
+    return bfloat16_to_float32(stored) if dtype == "BF16" else stored.astype(np.float32)

@@ -46,22 +46,22 @@ class Weights:
 
     def embedding(self) -> np.ndarray:
         """`embed_tokens`, float32 [vocab_size, hidden_size]."""
-        return self.checkpoint.read_float32(self._file_name("embed_tokens") + ".weight")
+        return self.checkpoint.read_float32(self.file_name("embed_tokens") + ".weight")
 
     def vector(self, name: str) -> np.ndarray:
         """A norm's weight, float32 [size]."""
-        return self.checkpoint.read_float32(self._file_name(name) + ".weight")
+        return self.checkpoint.read_float32(self.file_name(name) + ".weight")
 
     def linear(self, name: str) -> QuantizedTensor | np.ndarray:
         """A linear's weight, quantized or float32 [out, in]. Not for an lm_head that is the embedding."""
         out_features, in_features = self.program.weights[name].shape
-        stem, first, rows = self._place(name)
+        stem, first, rows = self.place(name)
         weight = read_linear(self.checkpoint, stem, self.quantization, rows, in_features)
-        return weight if rows == out_features else _row_range(weight, first, first + out_features)
+        return weight if rows == out_features else row_range(weight, first, first + out_features)
 
     def bias(self, name: str) -> np.ndarray | None:
         """A linear's bias, float32 [out], None where the file has none."""
-        stem, first, _ = self._place(name)
+        stem, first, _ = self.place(name)
         if f"{stem}.bias" not in self.checkpoint.tensors:
             return None
         return self.checkpoint.read_float32(f"{stem}.bias")[first : first + self.program.weights[name].shape[0]]
@@ -69,17 +69,17 @@ class Weights:
     def describe(self, name: str) -> dict[str, Any]:
         """How a linear is stored: kind, bits, group_size ..., from headers where possible."""
         if name == "lm_head" and self.lm_head_is_embedding:
-            return describe_linear(self.checkpoint, self._file_name("embed_tokens"), self.quantization)
-        return describe_linear(self.checkpoint, self._place(name)[0], self.quantization)
+            return describe_linear(self.checkpoint, self.file_name("embed_tokens"), self.quantization)
+        return describe_linear(self.checkpoint, self.place(name)[0], self.quantization)
 
     def stored_dtype(self, name: str) -> str:
         """The safetensors dtype of an embedding or a vector."""
-        return self.checkpoint.info(self._file_name(name) + ".weight").dtype
+        return self.checkpoint.info(self.file_name(name) + ".weight").dtype
 
     def unused(self) -> list[str]:
         """Tensors of the file that the program does not read, buffers that follow from the config left out."""
         stems = {
-            self._file_name(name) if spec.kind != "linear" else self._place(name)[0] for name, spec in self._items()
+            self.file_name(name) if spec.kind != "linear" else self.place(name)[0] for name, spec in self._items()
         }
         return sorted(
             name
@@ -87,11 +87,7 @@ class Weights:
             if name.rpartition(".")[0] not in stems and not name.endswith(_DERIVED)
         )
 
-    def _items(self) -> list[tuple[str, WeightSpec]]:
-        skip = "lm_head" if self.lm_head_is_embedding else None
-        return [(name, spec) for name, spec in self.program.weights.items() if name != skip]
-
-    def _file_name(self, name: str) -> str:
+    def file_name(self, name: str) -> str:
         """The file's name of a weight, without the last part (`.weight`, `.qweight` ...)."""
         if name == "lm_head":
             return self.prefix.replace("model.", "", 1) + name if self.prefix.startswith("language_model.") else name
@@ -101,31 +97,35 @@ class Weights:
         layer, _, leaf = rest.partition(".")
         return f"{self.prefix}layers.{layer}.{self.program.config.architecture.names.get(leaf, leaf)}"
 
-    def _has_linear(self, stem: str) -> bool:
-        return any(f"{stem}.{suffix}" in self.checkpoint.tensors for suffix in ("weight", *_QUANTIZED_SUFFIXES))
-
-    def _place(self, name: str) -> tuple[str, int, int]:
-        """(the file's linear, the first row of `name` in it, rows of the file's linear)."""
+    def place(self, name: str) -> tuple[str, int, int]:
+        """Where a linear lies: (the file's linear, the first row of `name` in it, rows of the file's linear)."""
         rows = self.program.weights[name].shape[0]
-        stem = self._file_name(name)
+        stem = self.file_name(name)
         leaf = name.split(".", 2)[-1]
         if leaf not in self._fused or self._has_linear(stem):
             return stem, 0, rows
         fused, parts = self._fused[leaf]
         base = name[: len(name) - len(leaf)]
         sizes = [self.program.weights[base + part].shape[0] for part in parts]
-        return self._file_name(base + fused), sum(sizes[: parts.index(leaf)]), sum(sizes)
+        return self.file_name(base + fused), sum(sizes[: parts.index(leaf)]), sum(sizes)
+
+    def _items(self) -> list[tuple[str, WeightSpec]]:
+        skip = "lm_head" if self.lm_head_is_embedding else None
+        return [(name, spec) for name, spec in self.program.weights.items() if name != skip]
+
+    def _has_linear(self, stem: str) -> bool:
+        return any(f"{stem}.{suffix}" in self.checkpoint.tensors for suffix in ("weight", *_QUANTIZED_SUFFIXES))
 
     def _check_lm_head(self) -> bool:
         """True where lm_head is the embedding. One of its own counts even if the config ties, as in transformers 5."""
-        if self._has_linear(self._file_name("lm_head")):
+        if self._has_linear(self.file_name("lm_head")):
             return False
         if self.program.config.tie_word_embeddings:
             return True
         raise ModelError(
             "lm_head.weight is missing and the config does not tie it",
             file=self.checkpoint.path,
-            key=self._file_name("lm_head") + ".weight",
+            key=self.file_name("lm_head") + ".weight",
             hint="Set tie_word_embeddings in config.json if the embedding is the output layer.",
         )
 
@@ -134,9 +134,9 @@ class Weights:
         if name == "lm_head" and self.lm_head_is_embedding:
             return
         if spec.kind != "linear":
-            self._check_shape(self._file_name(name) + ".weight", spec.shape)
+            self._check_shape(self.file_name(name) + ".weight", spec.shape)
             return
-        stem, _, rows = self._place(name)
+        stem, _, rows = self.place(name)
         if not self._has_linear(stem):
             raise ModelError("the tensor is missing", file=self.checkpoint.path, key=f"{stem}.weight")
         if f"{stem}.weight" in self.checkpoint.tensors:
@@ -169,7 +169,8 @@ def find_prefix(checkpoint: Checkpoint) -> str:
     )
 
 
-def _row_range(weight: QuantizedTensor | np.ndarray, first: int, last: int) -> QuantizedTensor | np.ndarray:
+def row_range(weight: QuantizedTensor | np.ndarray, first: int, last: int) -> QuantizedTensor | np.ndarray:
+    """Rows first..last-1 of a linear's weight [out, in]."""
     if isinstance(weight, QuantizedTensor):
         parts = {name: getattr(weight, name)[first:last] for name in ("codes", "scales", "zeros")}
         return replace(weight, **parts)

@@ -67,11 +67,9 @@ def test_a_file_in_place_of_memory(tmp_path: Path) -> None:
         x = runner.embed(np.arange(60, dtype=np.int32).reshape(5, 12))
         kept = Activations(*x.shape, path=tmp_path / "hidden")
         kept.write(0, x)
-        counted: list[int] = []
         with runner.stretch(*layer_span(runner.program, 0, 1)) as stretch:
-            stretch.run_all({"x": kept}, kept, done=counted.append)
+            stretch.run_all({"x": kept}, kept)
         assert np.array_equal(kept.read(0, 5), runner.block(0, x))
-        assert sum(counted) == 60
         kept.close()
     assert not list(tmp_path.iterdir())
 
