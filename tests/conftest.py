@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from edgellm.cli.places import folder
+from edgellm.folders import folder
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "edgellm"
-ROOT = {"errors", "jsonfile", "sidefiles", "_version"}
+ROOT = {"errors", "jsonfile", "sidefiles", "folders", "_version"}
 WAIST = {"backends.interface", "backends.slots"}
 ALLOWED = {
     "formats": ROOT,

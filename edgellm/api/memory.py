@@ -33,6 +33,23 @@ def peak_bytes() -> int:
     return _status("VmHWM") or _peak_by_rusage()
 
 
+def total_bytes() -> int | None:
+    """Bytes of memory that the machine has, None where it does not tell."""
+    total = _table(_PROC / "meminfo").get("MemTotal")
+    if total is not None:
+        return total
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def limit_bytes() -> int | None:
+    """The least limit of this process's control groups, None without one."""
+    limits = [_number(folder / limit) for folder, limit, _, _ in _cgroup_folders()]
+    return min((limit for limit in limits if limit is not None and limit < _UNLIMITED), default=None)
+
+
 def _status(key: str) -> int | None:
     return _table(_PROC / "self" / "status").get(key)
 
@@ -58,10 +75,8 @@ def _machine_bytes() -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         pass
-    try:  # macOS tells the whole memory only
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return None
+    total = total_bytes()  # macOS tells the whole memory only
+    return None if total is None else total // 2
 
 
 def _windows_bytes() -> int | None:

@@ -37,7 +37,8 @@ def find(name: str | None = None, device: str | None = None) -> Backend:
 
     Raises:
         BackendUnavailable: there is no such backend, it does not serve that device, or it cannot run here; nothing is
-            put in its place.
+            put in its place. So is one whose own packages cannot be imported: that is a broken installation, and to
+            run far slower without a word would hide it.
     """
     kind = None if device in (None, "auto") else device.split(":")[0]
     if name is not None and name not in installed():
@@ -45,7 +46,7 @@ def find(name: str | None = None, device: str | None = None) -> Backend:
         raise BackendUnavailable("no such backend in this version", key="backend", found=name, allowed=allowed)
     reasons = []
     for candidate in [name] if name else installed():
-        backend: Backend = importlib.import_module(f"edgellm.backends.{candidate}").backend
+        backend = _imported(candidate)
         if name is None and not backend.finished:
             continue
         if kind is not None and kind not in backend.devices:
@@ -57,3 +58,12 @@ def find(name: str | None = None, device: str | None = None) -> Backend:
         reasons.append(f"backend {candidate}: {reason}")
     what = "cannot run here" if kind is None else "no backend of this version can run on that device here"
     raise BackendUnavailable(what, key="backend" if kind is None else "device", found=device, hint="; ".join(reasons))
+
+
+def _imported(name: str) -> Backend:
+    try:
+        return importlib.import_module(f"edgellm.backends.{name}").backend
+    except ImportError as error:
+        what = f"what it needs cannot be imported: {str(error).rstrip('.')}"
+        hint = "Install edgellm anew (pip install --force-reinstall edgellm), or take backend reference (slow)."
+        raise BackendUnavailable(what, key="backend", found=name, hint=hint) from error

@@ -7,6 +7,7 @@ import tempfile
 from argparse import Namespace
 from typing import Any
 
+from edgellm import folders
 from edgellm._version import __version__
 from edgellm.api.embedded import NAME
 from edgellm.cli import machine, options, places
@@ -41,8 +42,9 @@ def run(args: Namespace) -> int:
         "memory": machine.memory(),
         "cuda_driver": machine.cuda_driver(),
         "backends": _backends(),
+        "runs_on": _runs_on(),
         "packages": machine.packages(_PACKAGES),
-        "folders": {kind: _folder(kind) for kind in places.KINDS},
+        "folders": {kind: _folder(kind) for kind in folders.KINDS},
         "variables": _variables(),
         "self_test": _self_test(args.model, terminal),
     }
@@ -78,9 +80,40 @@ def _backends() -> dict[str, str]:
     return found
 
 
+def _runs_on() -> dict[str, Any]:
+    """What a model runs on where nobody names a backend; with compiled kernels, where they are and how many.
+
+    One set serves every model; where there are none yet, the first run compiles them, here the self-test.
+    """
+    from edgellm.backends import find
+
+    try:
+        backend = find()
+    except EdgeLLMError as error:
+        return {"error": str(error)}
+    if backend.name != "cpu":
+        return {"backend": backend.name}
+    from edgellm.backends.cpu.cores import choose_threads, detect
+    from edgellm.backends.cpu.jit_cache import ENTRY, folders
+    from edgellm.backends.cpu.jit_folder import user_roots
+    from edgellm.simd import TARGET
+
+    found = folders().readable()
+    kept = sum(1 for place in found for _ in place.glob(f"*{ENTRY}"))
+    root = next(iter(found or user_roots()), None)
+    return {
+        "backend": backend.name,
+        "isa": TARGET.isa,
+        "isas": list(TARGET.available),
+        "threads": choose_threads(None, detect())[0],
+        "kernels": f"{kept} are compiled" if kept else "none were compiled, the self-test compiles them",
+        "kernels_folder": None if root is None else places.short(root),
+    }
+
+
 def _folder(kind: str) -> dict[str, Any]:
     """Where it is, and whether it can be written. A folder that is not there yet is judged by its parent."""
-    path = places.folder(kind)
+    path = folders.folder(kind)
     if path is None:
         return {"path": None, "state": "no home folder"}
     shown = places.short(path)

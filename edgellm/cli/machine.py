@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_CGROUP = Path("/sys/fs/cgroup")
 _X86 = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8")
 _ARM = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2")
 _CUDA_LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
@@ -39,19 +38,13 @@ def cores(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """Bytes of the machine, bytes free for a new process, the control group's limit (None: no limit)."""
-    fields = {}
-    for line in _text(Path("/proc/meminfo")).splitlines():
-        key, _, value = line.partition(":")
-        words = value.split()
-        if words and words[0].isdigit():
-            fields[key] = int(words[0]) * 1024
-    limit = _text(_CGROUP / "memory.max").strip() or _text(_CGROUP / "memory/memory.limit_in_bytes").strip()
-    bounded = int(limit) if limit.isdigit() and int(limit) < 1 << 60 else None
+    """Bytes of the machine, bytes this process can still allocate, the control group's limit (None: no limit)."""
+    from edgellm.api import memory
+
     return {
-        "total_bytes": fields.get("MemTotal") or _sysconf_bytes(),
-        "available_bytes": fields.get("MemAvailable"),
-        "cgroup_limit_bytes": bounded,
+        "total_bytes": memory.total_bytes(),
+        "available_bytes": memory.available_bytes(),
+        "cgroup_limit_bytes": memory.limit_bytes(),
     }
 
 
@@ -99,13 +92,6 @@ def _cpuinfo() -> dict[str, str]:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     return fields
-
-
-def _sysconf_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _text(path: Path) -> str:

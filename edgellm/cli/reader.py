@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgellm import folders
 from edgellm.cli import places, stdin
 from edgellm.cli.terminal import Terminal, is_terminal
 
@@ -131,7 +132,7 @@ def open_reader(terminal: Terminal, *, history: bool, commands: Sequence[str] = 
 
 def history_file(terminal: Terminal) -> Path | None:
     """The history file, there and readable by its owner only; None where there is no place for it."""
-    folder = places.folder("state")
+    folder = folders.folder("state")
     if folder is None:
         terminal.detail("no home folder: the history is not kept")
         return None

@@ -29,6 +29,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Print what was compiled and where it is kept. 0 also where it cannot be kept."""
+    from edgellm.backends import find
+
+    find("cpu")  # an installation that cannot run it says so here
     from edgellm.backends.cpu import jit_progress
     from edgellm.simd import TARGET
 

@@ -17,6 +17,17 @@ def test_every_installed_backend_is_found_by_its_name() -> None:
 @pytest.mark.parametrize("device", [None, "auto", "cpu"])
 def test_without_a_name_a_finished_backend_is_taken(device: str | None) -> None:
     assert find(None, device).finished
+    assert find(None, device).name == "cpu"
+
+
+@pytest.mark.parametrize("name", [None, "cpu"])
+def test_a_broken_installation_is_no_reason_to_run_slowly(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(module: str) -> None:
+        raise ImportError("Numba needs NumPy 2.4 or less")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(BackendUnavailable, match=r"backend: .*Numba needs NumPy 2.4 or less; found cpu.*reference"):
+        find(name)
 
 
 @pytest.mark.parametrize(("name", "device"), [(None, "cuda"), (None, "cuda:1"), ("reference", "cuda"), (None, "tpu")])

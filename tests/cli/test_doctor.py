@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from edgellm.cli import machine
+from edgellm.api import memory
+from edgellm.backends.cpu.jit_cache import ENTRY
+from edgellm.backends.cpu.jit_folder import CacheFolders
+from edgellm.cli import doctor, machine
+from edgellm.errors import BackendUnavailable
 
 
 def test_json(cli, tiny):
@@ -16,6 +21,30 @@ def test_json(cli, tiny):
     assert facts["backends"]["reference"] == "ok"
     assert facts["cores"]["allowed"] >= 1
     assert set(facts["folders"]) == {"state", "data", "cache", "config"}
+    runs_on = facts["runs_on"]
+    assert (runs_on["backend"], facts["self_test"]["backend"]) == ("cpu", "cpu")
+    assert runs_on["isa"] in runs_on["isas"]
+    assert runs_on["threads"] >= 1
+    assert runs_on["kernels_folder"].startswith(os.environ["EDGELLM_CACHE_DIR"])
+
+
+def test_whether_kernels_are_compiled(cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "_self_test", lambda *_: {"ok": True})
+    for root, expected in ((tmp_path / "jit", "none were compiled"), (None, "are compiled")):
+        places = CacheFolders([root or tmp_path / "jit"])
+        if root is None:
+            (places.writable() / f"a{ENTRY}").write_bytes(b"")
+        monkeypatch.setattr("edgellm.backends.cpu.jit_cache.folders", lambda places=places: places)
+        assert expected in json.loads(cli("doctor", tiny, "--json").out)["runs_on"]["kernels"]
+
+
+def test_a_backend_that_cannot_run_is_a_finding(cli, tiny, monkeypatch):
+    def fail():
+        raise BackendUnavailable("on holiday")
+
+    monkeypatch.setattr("edgellm.backends.find", fail)
+    monkeypatch.setattr(doctor, "_self_test", lambda *_: {"ok": True})
+    assert json.loads(cli("doctor", tiny, "--json").out)["runs_on"] == {"error": "on holiday"}
 
 
 def test_text_has_the_home_folder_shortened(cli, tiny, environment):
@@ -65,8 +94,13 @@ def test_the_quota_of_a_control_group(files, expected, tmp_path):
 
 
 def test_the_limit_of_a_control_group(tmp_path, monkeypatch):
-    (tmp_path / "memory.max").write_text("1073741824\n")
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    for name in ("_PROC", "_CGROUP"):
+        monkeypatch.setattr(memory, name, tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/job\n")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "memory.max").write_text("1073741824\n")
     assert machine.memory()["cgroup_limit_bytes"] == 1 << 30
-    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "job" / "memory.max").write_text("max\n")
     assert machine.memory()["cgroup_limit_bytes"] is None
+    assert machine.memory()["total_bytes"] > 1 << 20  # the system's own count, without /proc

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from edgellm import folders
 from edgellm.cli import places
 from edgellm.cli.find_model import find_model, is_model, known_models
 from edgellm.errors import InputError
@@ -19,17 +20,17 @@ def home(environment) -> Path:
 
 @linux
 def test_folders_follow_xdg(home, monkeypatch):
-    assert places.folder("state") == home / ".local/state/edgellm"
+    assert folders.folder("state") == home / ".local/state/edgellm"
     monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
-    assert places.folder("state") == Path("/elsewhere/edgellm")
+    assert folders.folder("state") == Path("/elsewhere/edgellm")
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    assert places.folder("state") == home / ".local/state/edgellm"
+    assert folders.folder("state") == home / ".local/state/edgellm"
 
 
 def test_our_own_variable_wins(home, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
     monkeypatch.setenv("EDGELLM_STATE_DIR", str(tmp_path))
-    assert places.folder("state") == tmp_path
+    assert folders.folder("state") == tmp_path
 
 
 @linux
@@ -37,7 +38,7 @@ def test_without_a_home_there_is_no_folder(monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda text: text)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("EDGELLM_CACHE_DIR", raising=False)
-    assert places.folder("cache") is None
+    assert folders.folder("cache") is None
 
 
 def test_home_is_written_short(home):

@@ -37,6 +37,8 @@ from edgellm.backends.cpu import jit_digest, jit_key, jit_progress
 from edgellm.backends.cpu.jit_folder import WRITING, CacheFolders, require_trusted
 
 _MAGIC = b"edgellm-kernel 1"
+#: How the names of entries end.
+ENTRY = ".nbc"
 _CHECKSUM_BYTES = 32
 _LENGTH_BYTES = 4
 _ADDRESS = " at 0x"  # in the name of a type that another process would name otherwise
@@ -162,7 +164,7 @@ class KernelCache:
 
     def _file_name(self, key: str) -> str:
         readable = re.sub(r"[^A-Za-z0-9_]+", ".", self._function.__qualname__.replace("<locals>", ""))[-60:].strip(".")
-        return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.nbc"
+        return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:20]}{ENTRY}"
 
 
 def _entry(key: str, payload: bytes) -> bytes:

@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 import stat
-import sys
 import time
 import uuid
 from pathlib import Path
 
 from edgellm.backends.cpu.jit_digest import DIGEST_LENGTH, digest
+from edgellm.folders import absolute
+from edgellm.folders import folder as user_folder
 
 KEPT_DIGESTS = 8  # of other versions, processors or edits, by last use
 KEPT_SECONDS = 30 * 86400
@@ -107,8 +108,7 @@ class CacheFolders:
 
 def user_roots() -> list[Path]:
     """The folders of this user that hold one folder a digest, the best first; none is created."""
-    own = _absolute(os.environ.get("EDGELLM_CACHE_DIR"))
-    cache = own if own is not None else _user_cache()
+    cache = user_folder("cache")
     roots = [None if cache is None else cache / "jit", _temporary()]
     return [root for root in roots if root is not None]
 
@@ -200,24 +200,9 @@ def _remove_unfinished(folder: str, now: float) -> None:
                 os.unlink(entry.path)
 
 
-def _user_cache() -> Path | None:
-    home = _absolute(os.path.expanduser("~"))
-    if sys.platform == "win32":
-        base = _absolute(os.environ.get("LOCALAPPDATA"))
-    elif sys.platform == "darwin":
-        base = None if home is None else home / "Library" / "Caches"
-    else:
-        base = _absolute(os.environ.get("XDG_CACHE_HOME")) or (None if home is None else home / ".cache")
-    return None if base is None else base / "edgellm"
-
-
 def _temporary() -> Path | None:
     """A folder of this user's own in the temporary folder. (`tempfile.gettempdir` may answer the working directory.)"""
     if not hasattr(os, "geteuid"):
         return None
-    base = _absolute(os.environ.get("TMPDIR")) or Path("/tmp")
+    base = absolute(os.environ.get("TMPDIR")) or Path("/tmp")
     return base / f"edgellm-jit-{os.geteuid()}"
-
-
-def _absolute(text: str | None) -> Path | None:
-    return Path(text) if text and os.path.isabs(text) else None

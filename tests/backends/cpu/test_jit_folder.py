@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def old_folder(root: Path, number: int, age: float) -> Path:
 
 @posix_only
 def test_places(no_places, monkeypatch):
-    monkeypatch.setattr(jit_folder.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("HOME", "/home/ann")
     temporary = Path(f"/tmp/edgellm-jit-{os.geteuid()}")
     assert user_roots() == [Path("/home/ann/.cache/edgellm/jit"), temporary]
@@ -48,7 +49,7 @@ def test_places(no_places, monkeypatch):
     monkeypatch.setenv("EDGELLM_CACHE_DIR", "/own")
     assert user_roots()[0] == Path("/own/jit")
     monkeypatch.delenv("EDGELLM_CACHE_DIR")
-    monkeypatch.setattr(jit_folder.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert user_roots()[0] == Path("/home/ann/Library/Caches/edgellm/jit")
     monkeypatch.setenv("HOME", "relative")
     assert user_roots() == [temporary]
@@ -56,7 +57,7 @@ def test_places(no_places, monkeypatch):
 
 @posix_only
 def test_places_on_windows(no_places, monkeypatch):
-    monkeypatch.setattr(jit_folder.sys, "platform", "win32")
+    monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", "/local")
     assert user_roots()[0] == Path("/local/edgellm/jit")
 
