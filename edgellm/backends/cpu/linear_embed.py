@@ -59,7 +59,8 @@ def _coded_row(out, at, weights, op, row, factor, bits):
     groups = (inputs + group - 1) // group
     zero_step = (_LANES if bits == 4 else 2 * _LANES) if op["own_zeros"] else 0
     head = (groups * (2 * _LANES + zero_step) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-    scales = op["weight"] + HEAD_BYTES + block * (head + groups * group * bits * _LANES // 8)
+    lines = (groups * group * bits * _LANES // 8 + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    scales = op["weight"] + HEAD_BYTES + block * (head + lines)
     zeros = scales + groups * 2 * _LANES if zero_step > 0 else op["weight"]
     for g in range(groups):
         scale = _lane(load_f16(weights, scales + g * 2 * _LANES), lane) * factor

@@ -109,7 +109,8 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
         groups = (op["inputs"] + group - 1) // group
         zero_step = zero_bytes if op["own_zeros"] else 0
         head = (groups * (2 * _LANES + zero_step) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-        block_bytes = head + groups * (group // 8) * (_VECTOR * bits // 4)
+        lines = groups * (group // 8) * (_VECTOR * bits // 4)
+        block_bytes = head + (lines + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
         for block in range(first, last):
             scales = op["weight"] + HEAD_BYTES + block * block_bytes
             zeros = scales + groups * 2 * _LANES if zero_step > 0 else op["weight"]
