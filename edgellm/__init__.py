@@ -34,6 +34,7 @@ from edgellm.errors import (
 )
 
 if TYPE_CHECKING:
+    from edgellm.api.converting import convert
     from edgellm.api.estimating import Estimate, estimate
     from edgellm.api.evaluating import evaluate
     from edgellm.api.inspecting import inspect
@@ -94,6 +95,7 @@ __all__ = [
     "Usage",
     "UsageError",
     "__version__",
+    "convert",
     "estimate",
     "evaluate",
     "inspect",
@@ -102,6 +104,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "convert":  # a room that can be called, see there
+        return importlib.import_module("edgellm.convert")
     if name not in _LAZY:
         raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

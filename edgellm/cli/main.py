@@ -23,6 +23,8 @@ COMMANDS = {
     "fit": "whether a model fits into this machine's memory",
     "check": "whether a model's files are whole and make sense",
     "verify": "compare a backend with the reference, on this machine",
+    "convert": "quantize a checkpoint: a new folder with weights of few bits",
+    "distill": "repair a small or pruned model against its teacher, or cut one out of it",
     "eval": "how well a model predicts a text, and how far it is from another model",
     "bench": "how fast a model runs here, and what share of the machine that is",
     "warmup": "compile the CPU backend's kernels now",

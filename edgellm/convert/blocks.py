@@ -65,8 +65,19 @@ class BlockRunner:
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
         """Hidden states into layer 0, float32 [N, L, D], of token ids int32 [N, L]."""
-        with self.stretch(0, self.first_op(0)) as stretch:
-            return stretch.run_ids(token_ids)
+        hidden = Activations(*token_ids.shape, self.program.buffers["x"])
+        self.embed_into(token_ids, hidden)
+        return hidden.read(0, len(token_ids))
+
+    def embed_into(self, token_ids: np.ndarray, hidden: Activations) -> None:
+        """As `embed`, for hidden states that need not fit into memory; of the table only rows in use become float32."""
+        used, numbers = np.unique(token_ids, return_inverse=True)
+        numbers = numbers.reshape(token_ids.shape).astype(np.int32)
+        rows = _EmbeddingRows(self.weights.embedding_rows(used))
+        at_once = Steps.of(token_ids.shape[1], self.step_tokens).sequences
+        with Stretch(cut_ops(self.program, 0, self.first_op(0)), rows, self.step_tokens, None) as stretch:
+            for first in range(0, len(numbers), at_once):
+                hidden.write(first, stretch.run_ids(numbers[first : first + at_once]))
 
     def block(self, layer: int, hidden: np.ndarray, tap: Tap | None = None) -> np.ndarray:
         """Hidden states float32 [N, L, D] through decoder layer `layer`: the same shape.
@@ -98,10 +109,24 @@ class BlockRunner:
         return layer_span(self.program, layer - 1, layer)[1]
 
 
+class _EmbeddingRows:
+    """Some rows of the embedding in place of all of them, for token ids that count these rows."""
+
+    lm_head_is_embedding = True
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def embedding(self) -> np.ndarray:
+        return self._rows
+
+
 class Stretch:
     """A loaded part of a program; see `BlockRunner.stretch`."""
 
-    def __init__(self, program: Program, weights: PatchedWeights, step_tokens: int, following: Op | None) -> None:
+    def __init__(
+        self, program: Program, weights: PatchedWeights | _EmbeddingRows, step_tokens: int, following: Op | None
+    ) -> None:
         self.program = program
         self._runner = find("reference").load(program, weights)
         self._step_tokens = step_tokens

@@ -52,6 +52,15 @@ class PatchedWeights:
         """As `Weights.embedding`."""
         return self._float("embed_tokens") if "embed_tokens" in self._replaced else self.source.embedding()
 
+    def embedding_rows(self, token_ids: np.ndarray) -> np.ndarray:
+        """Rows of the embedding, float32 [n, hidden_size]."""
+        if "embed_tokens" in self._replaced:
+            return self._float("embed_tokens")[token_ids]
+        name = self.source.file_name("embed_tokens") + ".weight"
+        stored = self.source.checkpoint.read(name)[token_ids]
+        is_bfloat16 = self.source.checkpoint.info(name).dtype == "BF16"
+        return bfloat16_to_float32(stored) if is_bfloat16 else stored.astype(np.float32)
+
     def vector(self, name: str) -> np.ndarray:
         """As `Weights.vector`."""
         return self._float(name) if name in self._replaced else self.source.vector(name)

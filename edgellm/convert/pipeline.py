@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,10 @@ class ConversionResult:
     output_bytes: int
     bits_per_weight: float
     notes: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, JSON-able."""
+        return {**asdict(self), "out": str(self.out)}
 
 
 def run_job(

@@ -36,13 +36,9 @@ class Sequential:
 
     def begin(self, token_ids: np.ndarray) -> None:
         """Embed token ids int32 [N, L]: hidden states into layer 0."""
-        runner = self.runner
-        shape = (*token_ids.shape, runner.program.buffers["x"])
         self.close()
-        hidden = Activations(*shape, path=self.hidden_path(0))
-        with runner.stretch(0, runner.first_op(0)) as stretch:
-            for first in range(0, len(token_ids), 16):
-                hidden.write(first, stretch.run_ids(token_ids[first : first + 16]))
+        hidden = Activations(*token_ids.shape, self.runner.program.buffers["x"], self.hidden_path(0))
+        self.runner.embed_into(token_ids, hidden)
         self._kept = {"x": hidden}
 
     def resume(self, layer: int, sequences: int, length: int, digest: str | None) -> bool:
