@@ -46,6 +46,7 @@ class Job:
         reduction: applied to the student first.
         dtype: of the written weights; None: as the student's embedding is stored.
         overwrite: replace `out`. resume: go on from the state of an interrupted run.
+        dry_run: end after a step was measured; nothing is healed, trained or written.
     """
 
     student: str | os.PathLike[str]
@@ -56,6 +57,7 @@ class Job:
     dtype: str | None = None
     overwrite: bool = False
     resume: bool = False
+    dry_run: bool = False
 
 
 def distill(
@@ -93,6 +95,8 @@ def distill(
         made = _Run(job, settings, sources, rows, listener)
         report = made.run(plan)
         report |= {"dtype": dtype, "seconds": time.monotonic() - start}
+        if job.dry_run:
+            return report
         listener.phase("writing")
         extra = {REPORT_FILE: json.dumps(report, indent=2, allow_nan=False).encode() + b"\n"}
         write_model(made.student, sources.student.side_files, job.out, dtype, extra, job.overwrite)
@@ -122,18 +126,10 @@ class _Run:
             self.facts = dict(trainer.found)
             listener.note(f"going on after step {trainer.step}")
         else:
-            self._heal(student, teacher)
-            trainer.found = self.facts
-            trainer.save()
-        seconds = trainer.seconds_a_step()
-        listener.predicted(_prediction(settings, trainer.step, seconds))
-        listener.phase("training")
-        began, first = time.monotonic(), trainer.step
-        trainer.run(listener.step)
-        took = time.monotonic() - began
-        if settings.steps:
-            self._quality("trained", student, teacher)
-        trained = (trainer.step - first) * settings.batch_size * settings.length
+            self._begin(trainer)
+        predicted = _prediction(settings, trainer.step, trainer.seconds_a_step())
+        listener.predicted(predicted)
+        training = {} if self.job.dry_run else {"training": self._train(trainer)}
         return {
             "student": _sizes(self.student),
             "teacher": _sizes(self.teacher),
@@ -142,8 +138,33 @@ class _Run:
             "tokens": {"train": self.rows.train[:, 1:].size, "held_out": self.rows.held_out[:, 1:].size},
             **self.facts,
             "history": trainer.history,
-            "training": {"steps": trainer.step, "seconds": took, "tokens_per_second": trained / max(took, 1e-9)},
+            "predicted": predicted,
+            **training,
         }
+
+    def _begin(self, trainer: Trainer) -> None:
+        """Measure, heal, and save what training begins with."""
+        student, teacher = trainer.student, trainer.teacher
+        self._quality("teacher", teacher, teacher)
+        self._quality("cut", student, teacher)
+        if self.job.dry_run:
+            return
+        if self.settings.heal != "none":
+            self._heal(student, teacher)
+        trainer.found = self.facts
+        trainer.save()
+
+    def _train(self, trainer: Trainer) -> dict[str, Any]:
+        """All steps; what they took."""
+        settings = self.settings
+        self.listener.phase("training")
+        began, first = time.monotonic(), trainer.step
+        trainer.run(self.listener.step)
+        took = time.monotonic() - began
+        if settings.steps:
+            self._quality("trained", trainer.student, trainer.teacher)
+        trained = (trainer.step - first) * settings.batch_size * settings.length
+        return {"steps": trainer.step, "seconds": took, "tokens_per_second": trained / max(took, 1e-9)}
 
     def _reduced(self, source: Model) -> tuple[Model, Kept | None]:
         """The student to begin with, weights of its own."""
@@ -156,15 +177,9 @@ class _Run:
         return reduce(source, kept, found, self.file), kept
 
     def _heal(self, student: Network, teacher: Network) -> None:
-        self._quality("teacher", teacher, teacher)
-        self._quality("cut", student, teacher)
-        if self.settings.heal == "none":
-            return
         places = self._places()
         if places is None:
-            self.listener.note(
-                "no block-by-block repair: the student's layers or channels cannot be told from the weights"
-            )
+            self.listener.note("no block-by-block repair: which of the teacher's layers these are cannot be seen")
             return
         self.listener.phase("healing")
         rows = self.rows.train[: self.settings.heal_rows]

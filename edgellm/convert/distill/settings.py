@@ -43,7 +43,7 @@ class Settings:
     micro_batch: int | None = None
     temperature: float = 1.0
     alpha: float = 0.7
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip: float = 1.0

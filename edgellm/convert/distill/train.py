@@ -23,13 +23,21 @@ from edgellm.errors import NumericalError
 
 @dataclass(frozen=True)
 class Progress:
-    """After a step: how many are done of how many, the loss of this one, and seconds since the loop began."""
+    """After a step.
+
+    Attributes:
+        step, steps: how many are done of how many.
+        loss: of this one.
+        seconds: since the loop began, in which `steps_here` were made.
+        measured: on held-out text after this step, a row of `Trainer.history`; None where nothing was.
+    """
 
     step: int
     steps: int
     loss: float
     seconds: float
     steps_here: int
+    measured: dict[str, Any] | None = None
 
 
 @dataclass
@@ -94,13 +102,15 @@ class Trainer:
         while self.step < settings.steps:
             loss = self._step()
             self.step += 1
+            measured = None
             if self.step % settings.eval_every == 0 or self.step == settings.steps:
-                self._measure(loss)
+                measured = self._measure(loss)
             if time.monotonic() - saved >= settings.save_seconds or self.step == settings.steps:
                 self.save()
                 saved = time.monotonic()
             if progress is not None:
-                progress(Progress(self.step, settings.steps, loss, time.monotonic() - start, self.step - first))
+                here, seconds = self.step - first, time.monotonic() - start
+                progress(Progress(self.step, settings.steps, loss, seconds, here, measured))
 
     def _step(self) -> float:
         settings, total = self.settings, Sums()
@@ -146,6 +156,7 @@ class Trainer:
         for grad in self._grads.values():
             grad.fill(0)
 
-    def _measure(self, loss: float) -> None:
+    def _measure(self, loss: float) -> dict[str, Any]:
         quality = measure(self.student, self.teacher, self.rows.held_out, self.settings.rows_at_once)
         self.history.append({"step": self.step, "loss": loss, **quality.as_dict()})
+        return self.history[-1]
