@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from edgellm.convert.documents import Document, read_documents
+from edgellm.convert.documents import encode_document, read_documents
 from edgellm.errors import InputError, UsageError
 from edgellm.model import OpenedModel
-from edgellm.text import ChatTemplate, Tokenizer, encode_chat, load_chat_template, load_tokenizer
+from edgellm.text import ChatTemplate, Tokenizer, load_chat_template, load_tokenizer
 
 #: The project's own text, written for this: prose, dialogue, code, tables, sums, lists, other languages.
 BUILT_IN = Path(__file__).parent / "data" / "calibration.txt"
@@ -110,7 +109,7 @@ def _pool(tokenizer: Tokenizer, template: ChatTemplate | None, path: Path, wante
     ids: list[int] = []
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for document in read_documents(path):
-        for part in _encoded(tokenizer, template, document, path):
+        for part in encode_document(tokenizer, template, document, path):
             ids.extend(part)
             if len(ids) >= wanted:
                 return np.array(ids[:wanted], np.int32)
@@ -119,17 +118,3 @@ def _pool(tokenizer: Tokenizer, template: ChatTemplate | None, path: Path, wante
     if not ids or ids == separator:
         raise InputError("holds no text to calibrate on", file=path)
     return np.array(ids, np.int32)
-
-
-def _encoded(
-    tokenizer: Tokenizer, template: ChatTemplate | None, document: Document, path: Path
-) -> Iterator[list[int]]:
-    if document.messages is None:
-        for text, _ in document.pieces:
-            yield tokenizer.encode(text, add_special_tokens=False, parse_special=False)
-        return
-    if template is None:
-        hint = 'Give lines with "text", or a model with a chat template.'
-        raise UsageError("the model has no chat template for conversations", file=path, key="messages", hint=hint)
-    messages: tuple[Mapping[str, Any], ...] = document.messages
-    yield encode_chat(tokenizer, template, messages, add_generation_prompt=False)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from edgellm.errors import InputError
+from edgellm.errors import InputError, UsageError
 from edgellm.jsonfile import parse_json
+from edgellm.text import ChatTemplate, Tokenizer, encode_chat
 
 #: A plain text is encoded in pieces of about this many bytes, cut at the end of a line where there is one.
 PIECE_BYTES = 4 << 20
@@ -57,6 +58,26 @@ def read_documents(path: str | os.PathLike[str], text_key: str = "text") -> Iter
                 yield Document(_pieces(file, path))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path) from None
+
+
+def encode_document(
+    tokenizer: Tokenizer, template: ChatTemplate | None, document: Document, path: str | os.PathLike[str]
+) -> Iterator[list[int]]:
+    """Token ids of a document's pieces, without BOS and the like; a conversation is one piece, as the template has it.
+
+    Special tokens that a text spells stay text.
+
+    Raises:
+        UsageError: a conversation for a model without a chat template. TokenizerError, TemplateError: see there.
+    """
+    if document.messages is None:
+        for text, _ in document.pieces:
+            yield tokenizer.encode(text, add_special_tokens=False, parse_special=False)
+        return
+    if template is None:
+        hint = 'Give lines with "text", or a model with a chat template.'
+        raise UsageError("the model has no chat template for conversations", file=path, key="messages", hint=hint)
+    yield encode_chat(tokenizer, template, document.messages, add_generation_prompt=False)
 
 
 def file_bytes(path: str | os.PathLike[str]) -> int:

@@ -35,7 +35,7 @@ def parse_spm(data: bytes, file: str) -> SpmModel:
     """Reads a tokenizer.model. Raises `TokenizerError` where it is no ModelProto."""
     model = SpmModel()
     try:
-        for number, value, _ in _fields(data, 0, len(data)):
+        for number, value, _ in fields(data, 0, len(data)):
             if number == 1 and isinstance(value, range):
                 _read_piece(data, value, model)
             elif number == 3 and isinstance(value, range):
@@ -51,7 +51,7 @@ def parse_spm(data: bytes, file: str) -> SpmModel:
 
 def _read_piece(data: bytes, span: range, model: SpmModel) -> None:
     text, kind, type_at = "", NORMAL, None
-    for number, value, at in _fields(data, span.start, span.stop):
+    for number, value, at in fields(data, span.start, span.stop):
         if number == 1 and isinstance(value, range):
             text = data[value.start : value.stop].decode("utf-8")
         elif number == 3 and isinstance(value, int):
@@ -63,7 +63,7 @@ def _read_piece(data: bytes, span: range, model: SpmModel) -> None:
 
 
 def _read_normalizer(data: bytes, span: range, model: SpmModel) -> None:
-    for number, value, _ in _fields(data, span.start, span.stop):
+    for number, value, _ in fields(data, span.start, span.stop):
         if number == 2 and isinstance(value, range):
             model.charsmap = data[value.start : value.stop]
         elif number == 3 and isinstance(value, int):
@@ -72,7 +72,7 @@ def _read_normalizer(data: bytes, span: range, model: SpmModel) -> None:
             model.remove_extra_whitespaces = bool(value)
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int | range, int]]:
+def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int | range, int]]:
     """(field number, value, where the value stands); a range of bytes for what has a length."""
     while at < end:
         tag, at = _varint(data, at)
