@@ -1,0 +1,99 @@
+"""Long answers through a small ring: memory does not grow, whatever is evicted; many requests leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgellm
+
+CONTEXT = 256
+#: What an answer keeps of each token: its id, its text, its place in two lists.
+BYTES_A_TOKEN = 48
+SLACK_BYTES = 1 << 20
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the process's own memory from /proc")
+
+
+def anonymous_bytes() -> int:
+    """RssAnon and VmSwap: what mapped files hide is left out, what was swapped out is not."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon", "VmSwap")))
+
+
+def soak(folder: Path, cache_dtype: str, tokens: int) -> list[int]:
+    """Bytes after each tenth of an answer of `tokens` tokens."""
+    with edgellm.load(folder, backend="cpu", context=CONTEXT, cache_dtype=cache_dtype, threads=1) as llm:
+        llm.generate("warm", max_tokens=2 * CONTEXT, ignore_eos=True)
+        seen, count, samples = 0, 0, []
+        with llm.stream("Once upon", max_tokens=tokens, ignore_eos=True, temperature=1.0, seed=5) as stream:
+            for piece in stream:
+                count += piece.token is not None
+                if count >= (len(samples) + 1) * tokens // 10:
+                    samples.append(anonymous_bytes())
+            seen = len(stream.result.tokens)
+        assert seen == tokens
+        logits = llm.logits([1, 2, 3])
+        assert np.isfinite(logits).all()
+    return samples
+
+
+def growth(samples: list[int]) -> int:
+    """From the first tenth, when everything has been allocated, to the end."""
+    return samples[-1] - samples[0]
+
+
+@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
+def test_three_thousand_tokens_through_a_ring_of_256(tiny: Path, cache_dtype: str) -> None:
+    samples = soak(tiny, cache_dtype, 3000)
+    assert len(samples) == 10
+    assert growth(samples) <= 3000 * BYTES_A_TOKEN + SLACK_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
+def test_a_hundred_thousand_tokens_through_a_ring_of_256(tiny: Path, cache_dtype: str) -> None:
+    samples = soak(tiny, cache_dtype, 100_000)
+    print(cache_dtype, [sample >> 10 for sample in samples], "KiB")
+    assert growth(samples) <= 100_000 * BYTES_A_TOKEN + SLACK_BYTES
+
+
+def requests(folder: Path, count: int) -> tuple[int, int, int]:
+    """What `count` requests, some cancelled, some dropped, leave behind: bytes, open files, threads."""
+    with edgellm.load(folder, backend="cpu", context=64, slots=2, threads=2) as llm:
+
+        def some(first: int, last: int) -> None:
+            for number in range(first, last):
+                prompt = f"request {number % 17}"
+                if number % 3 == 0:
+                    next(llm.stream(prompt, max_tokens=8, ignore_eos=True))
+                elif number % 3 == 1:
+                    cancel = threading.Event()
+                    cancel.set()
+                    assert llm.generate(prompt, max_tokens=8, cancel=cancel).finish_reason == "cancelled"
+                else:
+                    llm.generate(prompt, max_tokens=4, ignore_eos=True)
+
+        some(0, 60)
+        before = (anonymous_bytes(), len(os.listdir("/proc/self/fd")), threading.active_count())
+        some(60, 60 + count)
+        after = (anonymous_bytes(), len(os.listdir("/proc/self/fd")), threading.active_count())
+    return tuple(b - a for a, b in zip(before, after, strict=True))
+
+
+def test_requests_leave_nothing_behind(tiny: Path) -> None:
+    grown, files, threads = requests(tiny, 120)
+    assert grown <= SLACK_BYTES
+    assert (files, threads) == (0, 0)
+
+
+@pytest.mark.slow
+def test_six_thousand_requests_leave_nothing_behind(tiny: Path) -> None:
+    grown, files, threads = requests(tiny, 6000)
+    assert grown <= SLACK_BYTES * 4  # 0.7 KiB a request; peers leak 3 to 12 MiB
+    assert (files, threads) == (0, 0)
