@@ -127,7 +127,7 @@ def quantize_gptq(
         found = f"{hessian.upper.shape}, {'ordered' if hessian.order is not None else 'not ordered'}"
         raise UsageError("does not fit weight and scheme", key="hessian", found=found, allowed=f"[{inputs}, {inputs}]")
     width = scheme.group_width(inputs)
-    if block_size < 1 or (block_size % width and width % block_size):
+    if block_size < 1 or (width < inputs and block_size % width and width % block_size):
         raise UsageError("must divide the group or hold whole ones", key="block_size", found=block_size)
     return _Quantization(weight, hessian, scheme, threads).run(block_size)
 
