@@ -34,7 +34,7 @@ from edgellm.errors import EdgeLLMError, UsageError  # noqa: E402
 from tools.make_synthetic import MODELS, model_config  # noqa: E402
 from tools.peers.engines import SHAPES, Engine, chosen  # noqa: E402
 from tools.peers.environments import PACKAGES, SetupFailed, set_up, versions  # noqa: E402
-from tools.peers.models import make_models  # noqa: E402
+from tools.peers.models import Allowance, make_models  # noqa: E402
 from tools.peers.places import Work, default_work, read_json  # noqa: E402
 from tools.peers.rounds import Workload, run_rounds  # noqa: E402
 from tools.peers.table import markdown, summary  # noqa: E402
@@ -63,8 +63,9 @@ def setup(given: argparse.Namespace) -> int:
 
 def models(given: argparse.Namespace) -> int:
     """Write the models."""
+    allowed = Allowance(int(given.gib * 2**30), given.minutes * 60)
     for shape in given.shape:
-        make_models(shape, chosen(given.engines), Work(given.work), say)
+        make_models(shape, chosen(given.engines), Work(given.work), allowed, say)
     return 0
 
 
@@ -149,7 +150,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--shape", nargs="+", choices=MODELS, default=list(SHAPES))
         command.add_argument("--engines", nargs="+", default=[], help="names, or beginnings of several")
         command.set_defaults(run=function)
-        if name != "models":
+        if name == "models":
+            command.add_argument("--gib", type=float, default=20.0, help="memory that building a model may take (20)")
+            command.add_argument("--minutes", type=float, default=15.0, help="time that it may take (15)")
+        else:
             _add_workload(command)
         if name == "run":
             command.add_argument("--rounds", type=_positive, default=3)

@@ -12,22 +12,31 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tools.make_synthetic import Storage, make_synthetic, model_config
 from tools.peers.engines import Engine
 from tools.peers.places import REPOSITORY, Work, facts_path
 
-#: What building a model may take.
-MAX_BYTES, MAX_SECONDS = 20 << 30, 900
 _POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What building a model may take: bytes of memory, seconds."""
+
+    nbytes: int = 20 << 30
+    seconds: float = 900
 
 
 class BuildFailed(Exception):
     """A model was not built; the text says why."""
 
 
-def make_models(shape: str, engines: Sequence[Engine], work: Work, say: Callable[[str], None]) -> None:
+def make_models(
+    shape: str, engines: Sequence[Engine], work: Work, allowed: Allowance, say: Callable[[str], None]
+) -> None:
     """Write what the engines lack of a shape. A model that cannot be had leaves its reason."""
     folder = work.shape(shape)
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +48,7 @@ def make_models(shape: str, engines: Sequence[Engine], work: Work, say: Callable
     dense = folder / "float16"
     for model, environment in dict.fromkeys((engine.model, engine.environment) for engine in engines if engine.is_peer):
         path = folder / model
-        if path.exists():
+        if path.exists() and "weight_bytes" in work.facts(path):  # written last
             continue
         say(f"{shape}: {model}")
         start = time.monotonic()
@@ -49,8 +58,8 @@ def make_models(shape: str, engines: Sequence[Engine], work: Work, say: Callable
             else:
                 if not dense.exists():
                     make_synthetic(config, dense, Storage("float16"), name=shape)
-                command = _dense_command(work, environment, dense, path)
-            peak = _build(command, folder / f"{path.stem}.log")
+                command = _dense_command(work, environment, dense, path, allowed)
+            peak = _build(command, folder / f"{path.stem}.log", allowed)
         except BuildFailed as failure:
             _remove(path)
             facts_path(path).write_text(json.dumps({"missing": str(failure)}), encoding="utf-8")
@@ -67,14 +76,13 @@ def _gguf_command(work: Work, own: Path, path: Path) -> list[str]:
     return [str(work.python("llama.cpp")), *module, str(own), str(path), "--mix", path.stem]
 
 
-def _dense_command(work: Work, environment: str, dense: Path, path: Path) -> list[str]:
+def _dense_command(work: Work, environment: str, dense: Path, path: Path, allowed: Allowance) -> list[str]:
     """A command that reads the float16 checkpoint. It holds it more than once, so one too large is not begun."""
     _require(work, "make")
     size = sum(file.stat().st_size for file in dense.iterdir())
-    if 2 * size > MAX_BYTES:
-        raise BuildFailed(
-            f"not built: twice the {size / 1e9:.0f} GB checkpoint is more than {MAX_BYTES / 2**30:.0f} GiB"
-        )
+    if 2 * size > allowed.nbytes:
+        gib = allowed.nbytes / 2**30
+        raise BuildFailed(f"not built: the {size / 1e9:.0f} GB checkpoint twice is more than {gib:.0f} GiB")
     return [str(work.python("make")), "-m", f"tools.peers.{environment}_model", str(dense), str(path)]
 
 
@@ -83,7 +91,7 @@ def _require(work: Work, environment: str) -> None:
         raise BuildFailed(f"not built: no environment: bench_peers.py setup {environment}")
 
 
-def _build(command: list[str], log: Path) -> int:
+def _build(command: list[str], log: Path, allowed: Allowance) -> int:
     """The most memory the command held, bytes. Raises `BuildFailed`."""
     peak, start = 0, time.monotonic()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -92,11 +100,12 @@ def _build(command: list[str], log: Path) -> int:
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
             peak = max(peak, _resident(process.pid))
-            too_long = time.monotonic() - start > MAX_SECONDS
-            if too_long or peak > MAX_BYTES:
+            too_long = time.monotonic() - start > allowed.seconds
+            if too_long or peak > allowed.nbytes:
                 process.kill()
                 process.wait()
-                limit = f"{MAX_SECONDS // 60} minutes" if too_long else f"{MAX_BYTES / 2**30:.0f} GiB of memory"
+                gib = allowed.nbytes / 2**30
+                limit = f"{allowed.seconds / 60:.0f} minutes" if too_long else f"{gib:.0f} GiB of memory"
                 raise BuildFailed(f"not built: building takes more than {limit}")
     if process.returncode:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
