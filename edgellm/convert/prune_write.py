@@ -19,7 +19,7 @@ from edgellm.model import ModelConfig, OpenedModel
 from edgellm.sidefiles import read_side_json
 
 if TYPE_CHECKING:
-    from edgellm.convert.prune import LayerCuts
+    from edgellm.convert.prune_layers import LayerCuts
 
 _BY_LAYER = ("layer_types", "no_rope_layers")  # lists of config.json with an entry a layer
 _BY_COLUMNS = ("self_attn.o_proj", "mlp.down_proj")
@@ -115,9 +115,9 @@ class _Tensors:
     def _add_unit(self, unit: Unit, stem: str, cuts: LayerCuts) -> None:
         config, dtype = self.opened.config, self.opened.checkpoint.info(f"{unit.stem}.weight").dtype
         if unit.leaf in _BY_COLUMNS:
-            name = unit.names[0]
             columns = _kept_inputs(unit.leaf, cuts, config)
-            load = partial(self._refitted, name, dtype) if name in self.spill else self._picked(unit.stem, columns, 1)
+            spilled = unit.names[0] in self.spill
+            load = partial(self._spilled, unit, dtype) if spilled else self._picked(unit.stem, columns, 1)
             self._put(f"{stem}.weight", dtype, (unit.shape[0], len(columns)), load)
             if f"{unit.stem}.bias" in self.opened.checkpoint.tensors:
                 self._copy(f"{unit.stem}.bias", f"{stem}.bias")
@@ -127,7 +127,9 @@ class _Tensors:
             rows.append(first + _kept_outputs(name.split(".", 2)[2], cuts, config))
             first += count
         kept = np.concatenate(rows)
-        self._put(f"{stem}.weight", dtype, (len(kept), unit.in_features), self._picked(unit.stem, kept, 0))
+        spilled = unit.names[0] in self.spill
+        load = partial(self._spilled, unit, dtype) if spilled else self._picked(unit.stem, kept, 0)
+        self._put(f"{stem}.weight", dtype, (len(kept), unit.in_features), load)
         bias = f"{unit.stem}.bias"
         if bias in self.opened.checkpoint.tensors:
             info = self.opened.checkpoint.info(bias)
@@ -136,8 +138,8 @@ class _Tensors:
     def _picked(self, stem: str, indexes: np.ndarray, axis: int) -> Callable[[], np.ndarray]:
         return lambda: np.take(self.opened.checkpoint.read(f"{stem}.weight"), indexes, axis=axis)
 
-    def _refitted(self, name: str, dtype: str) -> np.ndarray:
-        return as_stored(self.spill.get(name), dtype, name)
+    def _spilled(self, unit: Unit, dtype: str) -> np.ndarray:
+        return np.concatenate([as_stored(self.spill.get(name), dtype, name) for name in unit.names])
 
     def _copy(self, source: str, target: str) -> None:
         info = self.opened.checkpoint.info(source)

@@ -20,7 +20,10 @@ DEFAULT_RIDGE = 0.01
 
 def damped(hessian: np.ndarray, ridge: float) -> np.ndarray:
     """A float64 copy of `hessian` with `ridge` times its mean diagonal added to the diagonal."""
-    found = hessian.astype(np.float64)
+    return _damp(hessian.astype(np.float64), ridge)
+
+
+def _damp(found: np.ndarray, ridge: float) -> np.ndarray:
     mean = float(found.diagonal().mean())
     found[np.diag_indices_from(found)] += ridge * mean if mean > 0 else 1.0
     return found
@@ -53,7 +56,7 @@ def refit(weight: np.ndarray, hessian: np.ndarray, keep: np.ndarray, ridge: floa
     removed = np.setdiff1d(np.arange(inputs), keep)
     kept = weight[:, keep].astype(np.float64)
     if len(removed):
-        inner = damped(hessian[np.ix_(keep, keep)], ridge)
+        inner = _damp(hessian[np.ix_(keep, keep)].astype(np.float64, copy=False), ridge)  # indexing copied it
         across = hessian[np.ix_(keep, removed)] @ weight[:, removed].T.astype(np.float64)  # (kept, out)
         kept += np.linalg.solve(inner, across).T
     return kept.astype(np.float32)

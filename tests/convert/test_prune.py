@@ -12,6 +12,7 @@ from edgellm.convert.prune import prune
 from edgellm.convert.prune_recipe import PruneRecipe
 from edgellm.convert.prune_survey import share_widths
 from edgellm.convert.scores import Influence, channel_energy, keep_best, unit_scores
+from edgellm.convert.sparsity import Sparsity
 from edgellm.errors import ModelError, OutputError, UsageError
 from edgellm.model import open_model
 from tests.api.models import write_model
@@ -187,3 +188,19 @@ def test_a_quantized_source_is_refused(source, tmp_path, monkeypatch):
         object.__setattr__(opened, "quantization", object())
         with pytest.raises(ModelError, match="is quantized"):
             prune(opened, PruneRecipe(ffn=0.5), IDS, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["llama-gqa-head-dim", "phi3"])
+def test_zeros_for_research_stay_in_the_shapes_of_the_source(name, tmp_path):
+    with open_model(GOLDEN_FOLDER / name) as opened:
+        ids = RANDOM.integers(0, opened.config.vocab_size, (2, 20)).astype(np.int32)
+        report = prune(opened, PruneRecipe(sparsity=Sparsity("wanda", pattern=(2, 4))), ids, tmp_path / "out")
+        with open_model(tmp_path / "out") as out:
+            assert out.config == opened.config
+            weight = out.weights.linear("layers.0.mlp.gate_proj")
+            assert ((weight.reshape(-1, 4) != 0).sum(axis=1) <= 2).all()
+            assert weight.any()
+    assert report.parameters == report.parameters_before
+    assert "zeros" in report.notes[0]
+    with pytest.raises(UsageError, match="exclude each other"):
+        PruneRecipe(sparsity=Sparsity(), ffn=0.5)

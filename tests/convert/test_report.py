@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import edgellm
+from edgellm.cli.report_table import report_tables
 from edgellm.convert.evaluate import Evaluation
 from edgellm.convert.held_out import compare_on_rows
 from edgellm.convert.plots import plot_errors, plot_size_quality
 from edgellm.convert.prune import prune
 from edgellm.convert.prune_recipe import PruneRecipe
 from edgellm.convert.report import LinearCost, Report, Stage, layer_errors, pruned_costs, read_report, write_report
-from edgellm.convert.report_table import report_tables
 from edgellm.errors import ModelError, OutputError, UsageError
 from edgellm.model import open_model
 from tests.api.models import write_model
