@@ -33,6 +33,15 @@ def peak_bytes() -> int:
     return _status("VmHWM") or _peak_by_rusage()
 
 
+def forget_peak() -> bool:
+    """Let `peak_bytes` begin anew from what is held now; False where the system cannot."""
+    try:
+        (_PROC / "self" / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def total_bytes() -> int | None:
     """Bytes of memory that the machine has, None where it does not tell."""
     total = _table(_PROC / "meminfo").get("MemTotal")

@@ -33,6 +33,7 @@ _INFO = (
     "quantization",
     "weights",
     "weight_bytes",
+    "lm_head",
     "cache_bytes",
     "context",
     "cache_dtype",
@@ -50,12 +51,18 @@ def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_running(parser)
     group = parser.add_argument_group("what is run")
-    group.add_argument("--prompt", metavar="N", type=options.positive, help=f"tokens of the prompt ({_PROMPT})")
+    group.add_argument("--prompt", metavar="N,N", type=_lengths, help=f"tokens of the prompts ({_PROMPT})")
     group.add_argument("--generate", metavar="N", type=options.positive, help=f"tokens generated ({_GENERATE})")
     depths = ",".join(map(str, _DEPTHS))
     group.add_argument("--depth", metavar="N,N", type=_depths, help=f"tokens before those generated ({depths})")
     group.add_argument("--runs", metavar="N", type=options.positive, default=_RUNS, help=f"rounds ({_RUNS})")
     group.add_argument("--profile", action="store_true", help="time by kind of op as well (backend cpu)")
+    group.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=_picture,
+        help="draw the figures, --profile's too on backend cpu; a .png or .svg, needs matplotlib (extra plot)",
+    )
     options.add_json(parser)
 
 
@@ -65,6 +72,11 @@ def run(args: Namespace) -> int:
     path = find_model(args.model)
     if args.profile:
         _require_profile(args)
+    if args.plot:
+        from edgellm.cli.bench_plot import require
+
+        require(args.plot)
+        args.profile = args.profile or _has_profile(args)
     sizes, args.context, notes = choose_sizes(args, path)
     load_average = _load_average()
     if load_average is not None and load_average > _BUSY:
@@ -79,11 +91,16 @@ def run(args: Namespace) -> int:
             facts["profile"] = profiles(path, args, sizes, line.show)
     if args.json:
         terminal.json(facts)
-        return 0
-    for name, text in _lines(facts):
-        terminal.line(f"{name:<17} {text}")
-    if args.profile:
-        print_profiles(facts["profile"], terminal)
+    else:
+        for name, text in _lines(facts):
+            terminal.line(f"{name:<17} {text}")
+        if args.profile:
+            print_profiles(facts["profile"], terminal)
+    if args.plot:
+        from edgellm.cli.bench_plot import plot
+
+        plot(facts, args.plot)
+        terminal.say(f"drawn: {short(args.plot)}")
     return 0
 
 
@@ -99,13 +116,13 @@ def choose_sizes(args: Namespace, path: str | None) -> tuple[Sizes, int, list[st
     longest = args.context or int(edgellm.inspect(path)["max_position_embeddings"])
     notes = []
     generate = args.generate or max(min(_GENERATE, longest - 2), 1)
-    prompt = args.prompt or max(min(_PROMPT, longest - 1), 1)
+    prompts = args.prompt or (max(min(_PROMPT, longest - 1), 1),)
     depths = args.depth
     if depths is None:
         depths = tuple(depth for depth in _DEPTHS if depth == 0 or depth + generate < longest)
         for left_out in sorted(set(_DEPTHS) - set(depths)):
             notes.append(f"depth {left_out} is left out, the context has {longest} tokens")
-    sizes = Sizes(prompt, generate, depths, args.runs)
+    sizes = Sizes(prompts, generate, depths, args.runs)
     if args.context is not None and sizes.context > args.context:
         raise UsageError("too short for what is run", key="--context", found=args.context, allowed=sizes.context)
     return sizes, args.context or max(sizes.context, min(longest, _DEFAULT_CONTEXT)), notes
@@ -140,15 +157,18 @@ def _system() -> dict[str, Any]:
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and figures as people read them."""
+    from edgellm.cli.bench_runs import spread
+
     loaded, limits = facts["load"], facts["machine_limits"]
     note = f" ({loaded['compile_seconds']:.0f} s of it compiling)" if loaded["compiled"] else ""
     lines = [("load", f"{loaded['seconds']:.2f} s{note}")]
-    prefill = facts["prefill"]
-    share = ""
-    if "peak_share" in prefill:
-        peak = limits["integer_operations_per_second"]
-        share = f"  {prefill['peak_share']:.0%} of {peak / 1e9:.0f} GOP/s"
-    lines.append((f"prefill {prefill['tokens']}", _rates(prefill["tokens_per_second"]) + share))
+    lines.append(("weights", _weights(facts)))
+    for entry in facts["prefill"]:
+        share = ""
+        if "peak_share" in entry:
+            peak = limits["integer_operations_per_second"]
+            share = f"  {entry['peak_share']:.0%} of {peak / 1e9:.0f} GOP/s"
+        lines.append((f"prefill {entry['tokens']}", _rates(entry["tokens_per_second"]) + share))
     for entry in facts["decode"]:
         share = ""
         if "bandwidth_share" in entry:
@@ -156,6 +176,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             bandwidth = limits["read_bytes_per_second"]
             share = f"  {entry['bandwidth_share']:.0%} of {bandwidth / 1e9:.1f} GB/s, {read} a token"
         lines.append((f"decode at {entry['depth']}", _rates(entry["tokens_per_second"]) + share))
+    bandwidths = limits["read_bytes_per_second_measured"]
+    if bandwidths:
+        median, least, most = (value / 1e9 for value in spread(bandwidths).values())
+        shown = f"{median:.1f} GB/s ({least:.1f}-{most:.1f})"
+        lines.append(("machine reads", f"{shown}, median of {len(bandwidths)} before and after the rounds"))
     first = facts["first_token"]
     seconds = first["seconds"]
     shown = f"{seconds['median']:.3f} s ({seconds['min']:.3f}-{seconds['max']:.3f})"
@@ -187,12 +212,38 @@ def _load_average() -> float | None:
         return None
 
 
-def _require_profile(args: Namespace) -> None:
+def _weights(facts: dict[str, Any]) -> str:
+    """What the model holds, what its lm_head is stored as, and what a token reads of it."""
+    model, first = facts["model"], facts["decode"][0]
+    parts = [size(model["weight_bytes"])]
+    if model.get("lm_head"):
+        parts.append(f"lm_head {model['lm_head']}")
+    if "read_bytes_per_token" in first:
+        parts.append(f"{size(first['read_bytes_per_token']['weights'])} read a token")
+    return " · ".join(parts)
+
+
+def _has_profile(args: Namespace) -> bool:
     from edgellm.backends import find
 
-    name = find(args.backend, args.device).name
-    if name != "cpu":
-        raise UsageError("that backend has no profile", key="--profile", found=name, allowed="--backend cpu")
+    return find(args.backend, args.device).name == "cpu"
+
+
+def _require_profile(args: Namespace) -> None:
+    if not _has_profile(args):
+        found = args.backend or args.device
+        raise UsageError("that backend has no profile", key="--profile", found=found, allowed="--backend cpu")
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    """Lengths from 1 on, without repetition."""
+    return tuple(dict.fromkeys(options.positive(part) for part in text.split(",")))
+
+
+def _picture(text: str) -> str:
+    if not text.lower().endswith((".png", ".svg")):
+        raise argparse.ArgumentTypeError(f"found {text}, allowed: a name that ends in .png or .svg")
+    return text
 
 
 def _depths(text: str) -> tuple[int, ...]:

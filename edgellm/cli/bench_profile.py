@@ -41,9 +41,10 @@ def profiles(path: str | None, args: Namespace, sizes: Sizes, say: Callable[[str
     try:
         stepper = _Stepper(runner, args, min(backend.prefill_chunk, args.context))
         found = []
-        say(f"profile: prefill of {sizes.prompt}")
-        times = [stepper.prefill(sizes.prompt) for _ in range(sizes.runs)]
-        found.append({"step": f"prefill of {sizes.prompt}", "repeats": sizes.runs, "ops": by_kind(times)})
+        for prompt in sizes.prompts:
+            say(f"profile: prefill of {prompt}")
+            times = [stepper.prefill(prompt) for _ in range(sizes.runs)]
+            found.append({"step": f"prefill of {prompt}", "repeats": sizes.runs, "ops": by_kind(times)})
         for depth in sizes.depths:
             say(f"profile: decode at depth {depth}")
             times = stepper.decode(depth, sizes.generate)

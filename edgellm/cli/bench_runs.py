@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.api.memory import available_bytes, peak_bytes, resident_bytes
+from edgellm.api.memory import available_bytes, forget_peak, peak_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from edgellm import LLM, ModelConfig, Result
@@ -25,9 +25,9 @@ _YARDSTICK_PART = 4
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is run: tokens of the prompt, tokens generated, tokens in the slot before them, rounds."""
+    """What is run: tokens of the prompts, tokens generated, tokens in the slot before them, rounds."""
 
-    prompt: int
+    prompts: tuple[int, ...]
     generate: int
     depths: tuple[int, ...]
     runs: int
@@ -35,7 +35,8 @@ class Sizes:
     @property
     def context(self) -> int:
         """Tokens that the longest run needs."""
-        return max(self.prompt + 1, FIRST_TOKEN_PROMPT + 1, *(max(d, 1) + self.generate + 1 for d in self.depths))
+        decode = max(max(depth, 1) + self.generate for depth in self.depths)
+        return max(*self.prompts, FIRST_TOKEN_PROMPT, decode) + 1
 
 
 @dataclass
@@ -43,15 +44,16 @@ class Measured:
     """Figures of every round.
 
     Attributes:
-        prefill: tokens a second.
+        prefill: tokens a second, by the prompt's length.
         decode: tokens a second, by depth.
         first_token: seconds.
-        read_bandwidth, integer_peak: of the machine, bytes and operations a second; empty where not measured.
+        read_bandwidth, integer_peak: of the machine, bytes and operations a second, before the first round and after
+            each; empty where not measured.
         peak_memory_bytes, resident_memory_bytes: of this process after the first round, before anything but the model
             took memory: the most it held, and what it holds.
     """
 
-    prefill: list[float] = field(default_factory=list)
+    prefill: dict[int, list[float]] = field(default_factory=dict)
     decode: dict[int, list[float]] = field(default_factory=dict)
     first_token: list[float] = field(default_factory=list)
     read_bandwidth: list[float] = field(default_factory=list)
@@ -61,36 +63,42 @@ class Measured:
 
 
 def measure(llm: LLM, sizes: Sizes, say: Callable[[str], None]) -> Measured:
-    """All rounds, each with prompts of its own, since a slot remembers the last one; the machine's limits in each.
+    """All rounds, each with prompts of its own, since a slot remembers the last one; the machine's limits around each.
 
     Rounds go through all measurements rather than one after the other: what drifts on the machine meets all alike.
     """
-    measured = Measured(decode={depth: [] for depth in sizes.depths})
+    measured = Measured({length: [] for length in sizes.prompts}, {depth: [] for depth in sizes.depths})
     prompts = _Prompts(llm)
-    yardstick = None
-    try:
-        for number in range(1, sizes.runs + 1):
-            head = f"round {number} of {sizes.runs}"
-            say(f"{head}: prefill of {sizes.prompt}")
-            measured.prefill.append(_prefill_rate(prompts.run(sizes.prompt, 1)))
-            measured.first_token.append(prompts.run(FIRST_TOKEN_PROMPT, 1).timings.ttft_s)
-            for depth in sizes.depths:
-                say(f"{head}: decode at depth {depth}")
-                result = prompts.run(max(depth, 1), sizes.generate + 1)
-                measured.decode[depth].append((len(result.tokens) - 1) / result.timings.decode_s)
-            if number == 1:
-                measured.resident_memory_bytes = resident_bytes()
-                # the system counts the two apart, and not always to the page
-                measured.peak_memory_bytes = max(peak_bytes(), measured.resident_memory_bytes)
-            if "work" in llm.info:
-                say(f"{head}: what the machine can read and multiply")
-                yardstick = yardstick or _yardstick(llm.info["threads"])
-                measured.read_bandwidth.append(yardstick.read_bandwidth(_YARDSTICK_SECONDS))
-                measured.integer_peak.append(yardstick.integer_peak(_YARDSTICK_SECONDS))
-    finally:
-        if yardstick is not None:
-            yardstick.close()
+    peak = peak_bytes()
+    if forget_peak():  # else the memory that the yardstick reads would count as the model's
+        _limits(llm, measured, say)
+        forget_peak()
+    for number in range(1, sizes.runs + 1):
+        head = f"round {number} of {sizes.runs}"
+        for length in sizes.prompts:
+            say(f"{head}: prefill of {length}")
+            measured.prefill[length].append(_prefill_rate(prompts.run(length, 1)))
+        measured.first_token.append(prompts.run(FIRST_TOKEN_PROMPT, 1).timings.ttft_s)
+        for depth in sizes.depths:
+            say(f"{head}: decode at depth {depth}")
+            result = prompts.run(max(depth, 1), sizes.generate + 1)
+            measured.decode[depth].append((len(result.tokens) - 1) / result.timings.decode_s)
+        if number == 1:
+            measured.resident_memory_bytes = resident_bytes()
+            # the system counts the two apart, and not always to the page
+            measured.peak_memory_bytes = max(peak, peak_bytes(), measured.resident_memory_bytes)
+        _limits(llm, measured, say)
     return measured
+
+
+def _limits(llm: LLM, measured: Measured, say: Callable[[str], None]) -> None:
+    """What the machine can read and multiply just now; of backends that say what a token takes of it."""
+    if "work" not in llm.info:
+        return
+    say("what the machine can read and multiply")
+    with _yardstick(llm.info["threads"]) as yardstick:
+        measured.read_bandwidth.append(yardstick.read_bandwidth(_YARDSTICK_SECONDS))
+        measured.integer_peak.append(yardstick.integer_peak(_YARDSTICK_SECONDS))
 
 
 class _Prompts:
@@ -130,17 +138,24 @@ def cache_token_bytes(config: ModelConfig, dtype: str, tokens: float) -> int:
 
 
 def summary(llm: LLM, sizes: Sizes, measured: Measured) -> dict[str, Any]:
-    """Medians and shares as JSON-able facts. A share is that of the median in the best that the machine did."""
+    """Medians and shares as JSON-able facts.
+
+    A share is that of the median: of the bandwidth in the machine's median, since virtual machines change between two
+    bandwidths within minutes; of the integer peak in the best that the machine did.
+    """
     work = llm.info.get("work")
-    bandwidth = max(measured.read_bandwidth, default=None)
+    bandwidth = statistics.median(measured.read_bandwidth) if measured.read_bandwidth else None
     peak = max(measured.integer_peak, default=None)
-    prefill = {"tokens": sizes.prompt, "tokens_per_second": spread(measured.prefill)}
-    if peak and work["integer_operations"]:
-        used = work["integer_operations"] * prefill["tokens_per_second"]["median"]
-        prefill |= {"operations_per_token": work["integer_operations"], "peak_share": used / peak}
+    prefill = []
+    for length, rates in measured.prefill.items():
+        entry: dict[str, Any] = {"tokens": length, "tokens_per_second": spread(rates)}
+        if peak and work["integer_operations"]:
+            used = work["integer_operations"] * entry["tokens_per_second"]["median"]
+            entry |= {"operations_per_token": work["integer_operations"], "peak_share": used / peak}
+        prefill.append(entry)
     decode = []
     for depth, rates in measured.decode.items():
-        entry: dict[str, Any] = {"depth": depth, "tokens": sizes.generate, "tokens_per_second": spread(rates)}
+        entry = {"depth": depth, "tokens": sizes.generate, "tokens_per_second": spread(rates)}
         if bandwidth:
             # in the middle of the run
             cache = cache_token_bytes(llm.config, llm.info["cache_dtype"], max(depth, 1) + sizes.generate / 2)
@@ -154,5 +169,10 @@ def summary(llm: LLM, sizes: Sizes, measured: Measured) -> dict[str, Any]:
         "first_token": {"tokens": FIRST_TOKEN_PROMPT, "seconds": spread(measured.first_token)},
         "peak_memory_bytes": measured.peak_memory_bytes,
         "resident_memory_bytes": measured.resident_memory_bytes,
-        "machine_limits": {"read_bytes_per_second": bandwidth, "integer_operations_per_second": peak},
+        "machine_limits": {
+            "read_bytes_per_second": bandwidth,
+            "integer_operations_per_second": peak,
+            "read_bytes_per_second_measured": measured.read_bandwidth,
+            "integer_operations_per_second_measured": measured.integer_peak,
+        },
     }

@@ -78,9 +78,7 @@ class Weights:
 
     def unused(self) -> list[str]:
         """Tensors of the file that the program does not read, buffers that follow from the config left out."""
-        stems = {
-            self.file_name(name) if spec.kind != "linear" else self.place(name)[0] for name, spec in self._items()
-        }
+        stems = {self.file_name(name) if spec.kind != "linear" else self.place(name)[0] for name, spec in self._items()}
         return sorted(
             name
             for name in self.checkpoint.tensors
