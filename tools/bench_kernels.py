@@ -65,7 +65,7 @@ class Case:
             part[:] = some[: len(part)]
         self.ops = np.zeros(copies, LINEAR_FIELDS)
         self.ops["weight"] = [self.arena.take(layout.nbytes) for _ in range(copies)]
-        for name in ("rows", "inputs", "group", "own_zeros"):
+        for name in ("rows", "inputs", "group", "own_zeros", "stretch"):
             self.ops[name] = getattr(layout, name)
         self.ops["factor"], self.ops["bias"], self.ops["permutation"] = 1.0, -1, -1
         self.ops["source_stride"], self.ops["out_stride"] = layout.inputs, layout.rows

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.backends.cpu.layout import ALIGNMENT, HEAD_BYTES
+from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
+from edgellm.backends.cpu.linear_tiles import round_line
 from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import F32_LANES, convert_f32, first_n, load_f16, load_u8_to_i32, reduce_add, select, zero_f32
 
@@ -30,7 +31,7 @@ def op_embed(out, weights, op, token_ids, kind, multiplier, tokens, ith, nth):
     Args:
         out: float32; token t's row begins at op.out + t * op.out_stride.
         weights: uint8.
-        op: a record with `LINEAR_FIELDS`: weight, rows, inputs, group, own_zeros, factor, out, out_stride.
+        op: a record with `LINEAR_FIELDS`: weight, rows, inputs, group, own_zeros, stretch, factor, out, out_stride.
         token_ids: int32 [tokens], below op.rows.
         kind: a `LinearKind` as an integer.
     """
@@ -55,23 +56,34 @@ def _dense_row(out, at, weights, op, row, factor):
 
 @bare_kernel
 def _coded_row(out, at, weights, op, row, factor, bits):
-    inputs, group, block, lane = op["inputs"], op["group"], row // _LANES, row % _LANES
-    groups = (inputs + group - 1) // group
+    inputs, group, stretch, lane = op["inputs"], op["group"], op["stretch"], row % _LANES
+    groups, block = (inputs + group - 1) // group, row // _LANES
     zero_step = (_LANES if bits == 4 else 2 * _LANES) if op["own_zeros"] else 0
-    head = (groups * (2 * _LANES + zero_step) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-    lines = (groups * group * bits * _LANES // 8 + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-    scales = op["weight"] + HEAD_BYTES + block * (head + lines)
-    zeros = scales + groups * 2 * _LANES if zero_step > 0 else op["weight"]
-    for g in range(groups):
-        scale = _lane(load_f16(weights, scales + g * 2 * _LANES), lane) * factor
-        zero_at = zeros + g * zero_step
-        if bits == 4:
-            zero = _lane(convert_f32(load_u8_to_i32(weights, zero_at)), lane)
-        else:
-            zero = _lane(load_f16(weights, zero_at), lane)
-        for i in range(g * group, min(g * group + group, inputs)):
-            quad = scales + head + i * bits // 32 * _LINE + 4 * lane
-            code = np.int32(weights[quad + i % 4])
+    head_step, group_bytes = 2 * _LANES + zero_step, group * bits * _LANES // 8
+    band = block // BAND * BAND
+    height = min(BAND, (op["rows"] + _LANES - 1) // _LANES - band)
+    begin = op["weight"] + HEAD_BYTES
+    for first in range(0, groups, stretch):  # the bands before
+        count = min(stretch, groups - first)
+        begin += band * (round_line(count * head_step) + round_line(count * group_bytes))
+    for first in range(0, groups, stretch):
+        count = min(stretch, groups - first)
+        head = round_line(count * head_step)
+        piece_bytes = head + round_line(count * group_bytes)
+        scales = begin + (block - band) * piece_bytes
+        begin += height * piece_bytes
+        zeros = scales + count * 2 * _LANES if zero_step > 0 else op["weight"]
+        for g in range(count):
+            scale = _lane(load_f16(weights, scales + g * 2 * _LANES), lane) * factor
+            zero_at = zeros + g * zero_step
             if bits == 4:
-                code = code >> 4 if i % 8 > 3 else code & 15
-            out[at + i] = (np.float32(code) - zero) * scale
+                zero = _lane(convert_f32(load_u8_to_i32(weights, zero_at)), lane)
+            else:
+                zero = _lane(load_f16(weights, zero_at), lane)
+            start = (first + g) * group
+            for i in range(min(group, inputs - start)):
+                quad = scales + head + (g * group + i) * bits // 32 * _LINE + 4 * lane
+                code = np.int32(weights[quad + i % 4])
+                if bits == 4:
+                    code = code >> 4 if i % 8 > 3 else code & 15
+                out[at + start + i] = (np.float32(code) - zero) * scale

@@ -6,7 +6,8 @@
 The inner sums are exact. Layouts are in `layout.py` (weights) and `linear_tiles.py` (activations). A piece of work is a
 block of LANES rows; for every tile of columns a thread goes through the block once, with the tile's accumulators in
 registers and the weights unpacked once for all its columns. Up to `WIDEST` columns that is decode: weights are read
-once, front to back. Beyond, a block's weights stay in the processor's cache from tile to tile.
+once, front to back, with the sums of a band's blocks kept from stretch to stretch. Beyond, a block's weights stay in
+the processor's cache from tile to tile.
 
 Bytes moved: the packed weight, and for every block the tiles' quads out of cache.
 """
@@ -15,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgellm.backends.cpu.layout import ALIGNMENT, HEAD_BYTES
+from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
 from edgellm.backends.cpu.linear_end import finish_tile
-from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST, full_columns
+from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST, full_columns, round_line
 from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import (
     F32_LANES,
@@ -30,6 +31,7 @@ from edgellm.simd import (
     high_nibbles,
     indices,
     load_f16,
+    load_f32,
     load_u8,
     load_u8_to_i32,
     low_nibbles,
@@ -62,13 +64,13 @@ def _zeros_u8(weights, at):
 
 
 def _make_sums(width: int, bits: int) -> Callable[..., None]:
-    """The kernel that leaves a block's sums for one tile of `width` columns in `stage`."""
+    """The kernel that adds a piece's sums for one tile of `width` columns to those in `stage`."""
     eight_inputs, dot, zeros_of = (_nibbles, dot_u7i8, _zeros_u8) if bits == 4 else (_bytes, dot_u8i8, load_f16)
     step = _VECTOR * bits // 4  # bytes of eight inputs
 
     @bare_kernel
     def sums_of(stage, at, weights, scales, zeros, zero_step, line, quads, quad, xs, scale_at, groups, group):
-        sums = tile(zero_f32(), width)
+        sums = load_f32(stage, indices(at, _LANES, width))
         for _ in range(groups):
             first, second = tile(zero_i32(), width), tile(zero_i32(), width)
             for _ in range(group // 8):
@@ -105,27 +107,48 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
 
     @bare_kernel
     def sweep(out, quads, xs, stage, weights, op, columns, planes, first_column, last_column, first, last, stage_at):
-        group = op["group"]
+        group, stretch = op["group"], op["stretch"]
         groups = (op["inputs"] + group - 1) // group
+        group_bytes = group // 8 * (_VECTOR * bits // 4)
         zero_step = zero_bytes if op["own_zeros"] else 0
-        head = (groups * (2 * _LANES + zero_step) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-        lines = groups * (group // 8) * (_VECTOR * bits // 4)
-        block_bytes = head + (lines + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-        for block in range(first, last):
-            scales = op["weight"] + HEAD_BYTES + block * block_bytes
-            zeros = scales + groups * 2 * _LANES if zero_step > 0 else op["weight"]
-            row = block * _LANES
-            for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # the first lines of the next block: nobody else asks
-                prefetch(weights, scales + head + block_bytes + ahead)
+        head_step = 2 * _LANES + zero_step
+        whole_bytes = round_line(stretch * head_step) + round_line(stretch * group_bytes)
+        rest = groups % stretch
+        block_bytes = groups // stretch * whole_bytes + round_line(rest * head_step) + round_line(rest * group_bytes)
+        # A tile of few columns goes through a band stretch by stretch, in the order of memory. Of many tiles each has
+        # all its sums in registers, and the block's weights are in a cache.
+        many = last_column - first_column > width
+        blocks = (op["rows"] + _LANES - 1) // _LANES
+        while first < last:
+            band = first // BAND * BAND
+            height = min(BAND, blocks - band)
+            top = first + 1 if many else min(band + height, last)
             for column in range(first_column, last_column, width):
-                quad, scale_at = column * groups * (group // 4), 2 * column * groups
-                line = scales + head
-                sums_of(
-                    stage, stage_at, weights, scales, zeros, zero_step, line, quads, quad, xs, scale_at, groups, group
-                )
-                out_at = op["out"] + column // planes * op["out_stride"] + row
-                tokens = min(width, columns - column) // planes
-                finish_tile(out, stage, weights, op, out_at, stage_at, tokens, planes, row)
+                begin = op["weight"] + HEAD_BYTES + band * block_bytes
+                for g in range(0, groups, stretch):
+                    count = min(stretch, groups - g)
+                    head = round_line(count * head_step)
+                    piece_bytes = head + round_line(count * group_bytes)
+                    quad = (column * groups + g * width) * (group // 4)
+                    scale_at = 2 * (column * groups + g * width)
+                    for block in range(first, top):
+                        scales = begin + (block - band) * piece_bytes
+                        zeros = scales + count * 2 * _LANES if zero_step > 0 else op["weight"]
+                        at = stage_at + (block - first) * width * _LANES
+                        for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # the next piece's first: nobody else asks
+                            prefetch(weights, scales + head + piece_bytes + ahead)
+                        if g == 0:
+                            store(stage, indices(at, _LANES, width), tile(zero_f32(), width))
+                        sums_of(
+                            stage, at, weights, scales, zeros, zero_step, scales + head, quads, quad, xs, scale_at,
+                            count, group
+                        )  # fmt: skip
+                        if g + count == groups:
+                            out_at = op["out"] + column // planes * op["out_stride"] + block * _LANES
+                            tokens = min(width, columns - column) // planes
+                            finish_tile(out, stage, weights, op, out_at, at, tokens, planes, block * _LANES)
+                    begin += height * piece_bytes
+            first = top
 
     return sweep
 

@@ -68,21 +68,23 @@ def pack_float16(out, weight, stage, rows, inputs, lines, block_bytes, inverse, 
 
 
 @bare_kernel
-def pack_rounded(out, weight, stage, rows, inputs, group, head, lines, block_bytes, factor, first, last):
-    """Blocks first..last-1 of INT8 groups with the zero point 128.
+def pack_rounded(
+    out, weight, stage, rows, inputs, first_input, last_input, group, lines, piece_bytes, begin, factor, first, last
+):
+    """Pieces of INT8 groups with the zero point 128: blocks first..last-1, inputs first_input..last_input-1.
 
     Args:
         out, weight, stage: as in `pack_float16`.
-        head: where the first block begins.
-        lines: where a block's lines begin in it.
+        lines: where a piece's lines begin in it.
+        begin: where the first of the pieces begins.
     """
     words, stage_bytes, stage_words = out.view(np.int32), stage.view(np.int8), stage.view(np.int32)
     for block in range(first, last):
-        row, scales = block * _LANES, head + block * block_bytes
+        row, scales = block * _LANES, begin + (block - first) * piece_bytes
         here = min(_LANES, rows - row)
         line = scales + lines
-        for start in range(0, inputs, group):
-            count = min(group, inputs - start)
+        for start in range(first_input, last_input, group):
+            count = min(group, last_input - start)
             for lane in range(_LANES):
                 stage[lane] = np.float32(0.0)
                 if lane < here:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.backends.cpu.jit import kernel
-from edgellm.backends.cpu.layout import LinearKind, LinearLayout, round_up
+from edgellm.backends.cpu.layout import ALIGNMENT, BAND, LinearKind, LinearLayout, round_up
 from edgellm.simd.target import F32_LANES, TARGET
 
 #: Fields that a linear's record has in the op table. Offsets count elements, of `weights` bytes.
@@ -28,10 +28,11 @@ LINEAR_FIELDS = [
     ("weight", np.int64),  # in weights
     ("bias", np.int64),  # in weights, float32 for whole blocks of rows; -1 for none
     ("permutation", np.int64),  # in permutations; -1 for none
-    ("rows", np.int64),  # these and the next three: of the weight's layout
+    ("rows", np.int64),  # these and the next four: of the weight's layout
     ("inputs", np.int64),
     ("group", np.int64),
     ("own_zeros", np.int64),
+    ("stretch", np.int64),
     ("adds", np.int64),  # whether out += multiplier * y, else out = y
     ("factor", np.float32),  # that `pack_linear` gave
     ("multiplier", np.float32),
@@ -48,7 +49,7 @@ WIDEST = 4 if TARGET.arch == "x86" and TARGET.isa != "avx512vnni" else 8
 #:     four                 0.72  0.79  0.87  0.82  0.63
 PREFETCH_BYTES = 384
 #: Floats a thread has to itself in `stage`.
-STAGE = max(256, WIDEST * F32_LANES)
+STAGE = max(256, BAND * WIDEST * F32_LANES)
 
 
 @kernel
@@ -58,6 +59,12 @@ def tile_width(columns):
     while width < columns and width < WIDEST:
         width *= 2
     return width
+
+
+@kernel
+def round_line(size):
+    """Bytes rounded up to whole lines of a packed weight."""
+    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 
 @kernel

@@ -233,5 +233,6 @@ def _weight_fields(weight: PackedLinear) -> dict[str, Any]:
         "inputs": layout.inputs,
         "group": layout.group,
         "own_zeros": int(layout.own_zeros),
+        "stretch": layout.stretch,
         "factor": weight.factor,
     }

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from edgellm.backends.cpu.layout import HEAD_BYTES, LinearKind, LinearLayout, memory_group, round_up
+from edgellm.backends.cpu.layout import HEAD_BYTES, LinearKind, LinearLayout, Part, memory_group, round_up
 from edgellm.backends.cpu.linear_pack import PACK_STAGE, pack_float16, pack_rounded
 from edgellm.backends.cpu.work import share
 from edgellm.errors import UsageError
@@ -91,29 +91,39 @@ def _pack_codes(weight: QuantizedTensor, out: np.ndarray, layout: LinearLayout, 
     if not layout.own_zeros:
         _write_head(out, layout, int(weight.zeros.flat[0]))
 
-    def pack(first_block: int, last_block: int) -> None:
-        for first, last in _pieces(layout, first_block, last_block):
-            scales = weight.scales[first:last, source]
-            if factor != 1.0:
-                scales = scales / np.float32(factor)
-            zeros = weight.zeros[first:last, source] if layout.own_zeros else None
-            _write_groups(out, layout, first, scales.astype(np.float16), zeros)
-            _write_codes(out, layout, first, weight.codes[first:last])
+    def pack(first_band: int, last_band: int) -> None:
+        for part in layout.parts(first_band, last_band):
+            places = PartView(out, layout, part)
+            groups = source[part.first_group : part.last_group]
+            for first, last in _pieces(layout, part):
+                scales = weight.scales[first:last, groups]
+                if factor != 1.0:
+                    scales = scales / np.float32(factor)
+                block = first // layout.lanes - part.first_block
+                _transpose_into(places.scales, block, scales.astype(np.float16))
+                if places.zeros is not None:
+                    _transpose_into(places.zeros, block, weight.zeros[first:last, groups].astype(places.zeros.dtype))
+                columns = slice(part.first_group * layout.group, part.last_group * layout.group)
+                _transpose_into(places.lines, block, _quads(weight.codes[first:last, columns], layout, part))
 
-    _side_by_side(pack, layout.blocks, threads)
+    _side_by_side(pack, layout.bands, threads)
     return factor
 
 
 def _pack_rounded(weight: np.ndarray, out: np.ndarray, layout: LinearLayout, threads: int) -> float:
     factor = power_of_two(weight) / 128.0  # so that the largest scale stays in float16's range, and small ones normal
     _write_head(out, layout, _MIDDLE)
-    sizes = (layout.rows, layout.inputs, layout.group, layout.head_bytes, layout.lines_offset, layout.block_bytes)
     flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
 
-    def pack(first: int, last: int) -> None:
-        pack_rounded(out, flat, np.zeros(PACK_STAGE, np.float32), *sizes, np.float32(factor), first, last)
+    def pack(first_band: int, last_band: int) -> None:
+        stage = np.zeros(PACK_STAGE, np.float32)
+        for part in layout.parts(first_band, last_band):
+            inputs = (part.first_group * layout.group, min(part.last_group * layout.group, layout.inputs))
+            sizes = (layout.group, layout.lines_offset(part.groups), layout.piece_bytes(part.groups))
+            shape, blocks = (layout.rows, layout.inputs), (part.first_block, part.last_block)
+            pack_rounded(out, flat, stage, *shape, *inputs, *sizes, part.offset, np.float32(factor), *blocks)
 
-    _side_by_side(pack, layout.blocks, threads)
+    _side_by_side(pack, layout.bands, threads)
     return factor
 
 
@@ -122,7 +132,7 @@ def _pack_dense(weight: QuantizedTensor | np.ndarray, out: np.ndarray, layout: L
         weight = weight.dequantize()
     factor = power_of_two(weight)
     flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
-    sizes = (layout.rows, layout.inputs, layout.lines_offset, layout.block_bytes)
+    sizes = (layout.rows, layout.inputs, layout.lines_offset(layout.groups), layout.block_bytes)
 
     def pack(first: int, last: int) -> None:
         pack_float16(out, flat, np.zeros(PACK_STAGE, np.float32), *sizes, np.float32(1 / factor), first, last)
@@ -150,11 +160,11 @@ def power_of_two(values: np.ndarray) -> float:
     return max(2.0 ** (math.frexp(largest)[1] - _HALF_TOP), 2.0**-126)
 
 
-def _pieces(layout: LinearLayout, first_block: int, last_block: int) -> Iterator[tuple[int, int]]:
-    """Ranges of the blocks' rows, whole blocks each but the last."""
-    step = layout.lanes * max(1, _PIECE_BYTES // (layout.lanes * layout.padded_inputs))
-    end = min(last_block * layout.lanes, layout.rows)
-    for first in range(first_block * layout.lanes, end, step):
+def _pieces(layout: LinearLayout, part: Part) -> Iterator[tuple[int, int]]:
+    """Ranges of a part's rows, whole blocks each but the last."""
+    step = layout.lanes * max(1, _PIECE_BYTES // (layout.lanes * part.groups * layout.group))
+    end = min(part.last_block * layout.lanes, layout.rows)
+    for first in range(part.first_block * layout.lanes, end, step):
         yield first, min(first + step, end)
 
 
@@ -163,57 +173,50 @@ def _write_head(out: np.ndarray, layout: LinearLayout, zero: int) -> None:
     out[:HEAD_BYTES].view(dtype)[: layout.lanes] = zero
 
 
-def blocks_view(packed: np.ndarray, layout: LinearLayout) -> np.ndarray:
-    """The blocks, uint8 [blocks, block_bytes]."""
-    return packed[layout.head_bytes :].reshape(layout.blocks, layout.block_bytes)
+class PartView:
+    """What lies where in a part of a packed weight.
+
+    Attributes:
+        scales: float16 [blocks, groups, lanes], absent for F16.
+        zeros: own zero points likewise, uint8 (INT4) or float16 (INT8), or None.
+        lines: uint32 [blocks, words of a row, lanes] of codes, float16 [blocks, inputs, lanes] for F16.
+    """
+
+    def __init__(self, packed: np.ndarray, layout: LinearLayout, part: Part) -> None:
+        groups = part.groups
+        piece_bytes = layout.piece_bytes(groups)
+        pieces = packed[part.offset : part.offset + part.blocks * piece_bytes].reshape(part.blocks, piece_bytes)
+
+        def view(first: int, nbytes: int, dtype: type) -> np.ndarray:
+            return pieces[:, first : first + nbytes].view(dtype).reshape(part.blocks, -1, layout.lanes)
+
+        coded = layout.kind != LinearKind.F16
+        self.lines = view(layout.lines_offset(groups), layout.lines_bytes(groups), np.uint32 if coded else np.float16)
+        if coded:
+            self.scales = view(0, layout.scales_bytes(groups), np.float16)
+            dtype = np.uint8 if layout.kind == LinearKind.INT4 else np.float16
+            own = layout.own_zeros
+            self.zeros = view(layout.scales_bytes(groups), layout.zeros_bytes(groups), dtype) if own else None
 
 
-def line_view(packed: np.ndarray, layout: LinearLayout, dtype: type) -> np.ndarray:
-    """The lines of every block as [blocks, lines, lanes] of `dtype`."""
-    first = layout.lines_offset
-    return _columns(packed, layout, first, layout.lines_bytes, dtype)
-
-
-def group_views(packed: np.ndarray, layout: LinearLayout) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scales float16 and own zero points (uint8, float16 or None), [blocks, groups, lanes] each."""
-    scales = _columns(packed, layout, 0, layout.scales_bytes, np.float16)
-    if not layout.own_zeros:
-        return scales, None
-    dtype = np.uint8 if layout.kind == LinearKind.INT4 else np.float16
-    return scales, _columns(packed, layout, layout.scales_bytes, layout.zeros_bytes, dtype)
-
-
-def _columns(packed: np.ndarray, layout: LinearLayout, first: int, nbytes: int, dtype: type) -> np.ndarray:
-    part = blocks_view(packed, layout)[:, first : first + nbytes].view(dtype)
-    return part.reshape(layout.blocks, -1, layout.lanes)
-
-
-def _write_groups(
-    out: np.ndarray, layout: LinearLayout, first: int, scales: np.ndarray, zeros: np.ndarray | None
-) -> None:
-    places = group_views(out, layout)
-    _transpose_into(places[0], layout, first, scales)
-    if zeros is not None:
-        _transpose_into(places[1], layout, first, zeros.astype(places[1].dtype))
-
-
-def _write_codes(out: np.ndarray, layout: LinearLayout, first: int, codes: np.ndarray) -> None:
-    if codes.shape[1] != layout.padded_inputs or not codes.flags.c_contiguous:
-        padded = np.zeros((len(codes), layout.padded_inputs), np.uint8)
+def _quads(codes: np.ndarray, layout: LinearLayout, part: Part) -> np.ndarray:
+    """Rows of codes as the words of lines, uint32 [rows, words]."""
+    width = part.groups * layout.group
+    if codes.shape[1] != width or not codes.flags.c_contiguous:
+        padded = np.zeros((len(codes), width), np.uint8)
         padded[:, : codes.shape[1]] = codes
         codes = padded
     quads = codes.view(np.uint32)
-    if layout.kind == LinearKind.INT4:
-        quads = quads[:, 0::2] | quads[:, 1::2] << 4
-    _transpose_into(line_view(out, layout, np.uint32), layout, first, quads)
+    return quads if layout.kind == LinearKind.INT8 else quads[:, 0::2] | quads[:, 1::2] << 4
 
 
-def _transpose_into(places: np.ndarray, layout: LinearLayout, first: int, rows: np.ndarray) -> None:
-    """`rows` [n, columns] from row `first` on into places [blocks, columns, lanes]."""
-    block, whole = first // layout.lanes, len(rows) // layout.lanes
-    blocked = rows[: whole * layout.lanes].reshape(whole, layout.lanes, rows.shape[1])
+def _transpose_into(places: np.ndarray, block: int, rows: np.ndarray) -> None:
+    """`rows` [n, columns] from `block` on into places [blocks, columns, lanes]."""
+    lanes = places.shape[2]
+    whole = len(rows) // lanes
+    blocked = rows[: whole * lanes].reshape(whole, lanes, rows.shape[1])
     places[block : block + whole] = blocked.transpose(0, 2, 1)
-    rest = rows[whole * layout.lanes :]
+    rest = rows[whole * lanes :]
     if len(rest):
         places[block + whole, :, : len(rest)] = rest.T
 
@@ -221,8 +224,9 @@ def _transpose_into(places: np.ndarray, layout: LinearLayout, first: int, rows: 
 def unpack_linear(packed: np.ndarray, layout: LinearLayout, factor: float) -> np.ndarray:
     """The weight that kernels see: float32 [rows, inputs], columns in the stored order."""
     if layout.kind == LinearKind.F16:
-        weight = _untransposed(line_view(packed, layout, np.float16), layout).astype(np.float32)
-        return weight[:, : layout.inputs] * np.float32(factor)
+        (part,) = layout.parts()
+        weight = _untransposed(PartView(packed, layout, part).lines).astype(np.float32)
+        return weight[: layout.rows, : layout.inputs] * np.float32(factor)
     codes, zeros, scales = unpack_codes(packed, layout)
     grouped = codes.reshape(layout.rows, layout.groups, layout.group) - zeros[..., None]
     weight = (grouped * scales[..., None]).reshape(layout.rows, -1)
@@ -231,20 +235,26 @@ def unpack_linear(packed: np.ndarray, layout: LinearLayout, factor: float) -> np
 
 def unpack_codes(packed: np.ndarray, layout: LinearLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes [rows, padded_inputs], zero points and scales [rows, groups], float32 each, without the factor."""
-    quads = _untransposed(line_view(packed, layout, np.uint32), layout)
-    if layout.kind == LinearKind.INT4:
-        quads = np.stack([quads & 0x0F0F0F0F, quads >> 4 & 0x0F0F0F0F], axis=2).reshape(layout.rows, -1)
-    codes = np.ascontiguousarray(quads).view(np.uint8).astype(np.float32)
-    places, own = group_views(packed, layout)
-    scales = _untransposed(places, layout).astype(np.float32)
-    if own is None:
-        dtype = np.uint8 if layout.kind == LinearKind.INT4 else np.float16
-        zeros = np.full_like(scales, packed[:HEAD_BYTES].view(dtype)[0])
-    else:
-        zeros = _untransposed(own, layout).astype(np.float32)
-    return codes, zeros, scales
+    whole = layout.blocks * layout.lanes
+    codes = np.empty((whole, layout.padded_inputs), np.float32)
+    scales = np.empty((whole, layout.groups), np.float32)
+    dtype = np.uint8 if layout.kind == LinearKind.INT4 else np.float16
+    zeros = np.full_like(scales, packed[:HEAD_BYTES].view(dtype)[0])
+    for part in layout.parts():
+        places = PartView(packed, layout, part)
+        rows = slice(part.first_block * layout.lanes, part.last_block * layout.lanes)
+        groups = slice(part.first_group, part.last_group)
+        quads = _untransposed(places.lines)
+        if layout.kind == LinearKind.INT4:
+            quads = np.stack([quads & 0x0F0F0F0F, quads >> 4 & 0x0F0F0F0F], axis=2).reshape(len(quads), -1)
+        columns = slice(part.first_group * layout.group, part.last_group * layout.group)
+        codes[rows, columns] = np.ascontiguousarray(quads).view(np.uint8)
+        scales[rows, groups] = _untransposed(places.scales)
+        if places.zeros is not None:
+            zeros[rows, groups] = _untransposed(places.zeros)
+    return codes[: layout.rows], zeros[: layout.rows], scales[: layout.rows]
 
 
-def _untransposed(places: np.ndarray, layout: LinearLayout) -> np.ndarray:
+def _untransposed(places: np.ndarray) -> np.ndarray:
     """[blocks, columns, lanes] back to [rows, columns]."""
-    return places.transpose(0, 2, 1).reshape(layout.blocks * layout.lanes, -1)[: layout.rows]
+    return places.transpose(0, 2, 1).reshape(places.shape[0] * places.shape[2], -1)

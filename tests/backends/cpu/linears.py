@@ -69,7 +69,7 @@ class Linear:
         factor = pack_linear(weight, self.arena.bytes[offset : offset + layout.nbytes], layout)
         self.permutations = np.zeros(5 + layout.inputs, np.int32)
         permutation = getattr(weight, "permutation", None) if layout.kind != LinearKind.F16 else None
-        for name in ("rows", "inputs", "group", "own_zeros"):
+        for name in ("rows", "inputs", "group", "own_zeros", "stretch"):
             ops[name] = getattr(layout, name)
         ops["weight"], ops["factor"], ops["bias"], ops["permutation"] = offset, factor, -1, -1
         self.bias = np.zeros(layout.rows) if bias is None else bias

@@ -101,12 +101,28 @@ def test_two_planes_lose_almost_nothing(bits: int) -> None:
     assert nmse(linear.run(x, 2), exact) < 1e-8
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8", "rounded", "f16"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_in_stretches(bits: int) -> None:
+    """Long rows: bands cut by the ends of threads' shares, tiles of one and of many columns."""
+    linear = Linear(random_weight(150, 4500, bits, 128))
+    assert linear.layout.stretch < linear.layout.groups
+    for tokens, planes in ((1, 1), (1, 2), (3, 2), (11, 1)):
+        x = activations(tokens, 4500)
+        alone = linear.run(x, planes)
+        assert nmse(alone, linear.expected(x, planes)) < BOUND
+        assert all(np.array_equal(alone, linear.run(x, planes, nth)) for nth in (2, 3, 7))
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "rounded", "f16", "long"])
 def test_an_embedding_is_rows_of_the_packed_weight(kind: str) -> None:
-    dense = np.random.default_rng(1).standard_normal((53, 100)).astype(np.float32)
-    linears = {"int4": (random_weight(53, 100, 4, 32), 16), "int8": (random_weight(53, 100, 8, 32), 16)}
+    dense = np.random.default_rng(1).standard_normal((150, 100)).astype(np.float32)
+    linears = {
+        "int4": (random_weight(150, 100, 4, 32), 16),
+        "int8": (random_weight(150, 100, 8, 32), 16),
+        "long": (random_weight(150, 4500, 4, 128), 16),
+    }
     linear = Linear(*linears.get(kind, (dense, 8 if kind == "rounded" else 16)))
-    ids = np.array([0, 52, 17, 16, 15, 17], np.int32)
+    ids = np.array([0, 149, 17, 128, 15, 17], np.int32)
     expected = linear.dense[ids] * np.float32(0.5)
     for nth in (1, 2, 7):
         assert np.array_equal(linear.rows_of(ids, nth), expected)

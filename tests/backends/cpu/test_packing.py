@@ -7,7 +7,7 @@ import pytest
 
 from edgellm.backends.cpu.arena import Arena
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout, memory_group
-from edgellm.backends.cpu.packing import layout_of, line_view, pack_linear, plan_linear, unpack_linear
+from edgellm.backends.cpu.packing import PartView, layout_of, pack_linear, plan_linear, unpack_linear
 from edgellm.errors import OutOfMemoryError, UsageError
 from edgellm.formats import QuantizedTensor
 from tests.backends.cpu.linears import nmse, random_weight
@@ -23,7 +23,16 @@ def packed(weight, bits: int = 16) -> tuple[np.ndarray, LinearLayout, float]:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 @pytest.mark.parametrize(
     ("rows", "inputs", "group_size"),
-    [(16, 128, 128), (1, 16, 16), (5, 70, 32), (33, 200, 64), (47, 300, 128), (40, 520, 256), (18, 100, 100)],
+    [
+        (16, 128, 128),
+        (1, 16, 16),
+        (5, 70, 32),
+        (33, 200, 64),
+        (47, 300, 128),
+        (40, 520, 256),
+        (18, 100, 100),
+        (150, 4500, 128),
+    ],
 )
 def test_a_packed_weight_is_the_dequantized_one_exactly(rows, inputs, group_size, bits, symmetric) -> None:
     weight = random_weight(rows, inputs, bits, group_size, symmetric=symmetric)
@@ -42,7 +51,8 @@ def test_columns_stay_in_stored_order_under_a_permutation() -> None:
 def test_a_line_of_four_bit_codes_is_rows_by_eight_inputs() -> None:
     weight = random_weight(16, 32, 4, 32)
     out, layout, _ = packed(weight)
-    line = line_view(out, layout, np.uint32)[0, 1].copy().view(np.uint8).reshape(-1, 4)
+    (part,) = layout.parts()
+    line = PartView(out, layout, part).lines[0, 1].copy().view(np.uint8).reshape(-1, 4)
     rows = weight.codes[: layout.lanes, 8:16]
     assert np.array_equal(line, rows[:, :4] | rows[:, 4:] << 4)
 
@@ -83,7 +93,7 @@ def test_bfloat16_scales_and_weights_enter_exactly(exponent: int) -> None:
     assert np.array_equal(unpack_linear(out, layout, factor), weight.dequantize())
 
 
-@pytest.mark.parametrize("inputs", [64, 100, 256])
+@pytest.mark.parametrize("inputs", [64, 100, 256, 5000])
 def test_eight_bits_from_dense_are_within_half_a_step(inputs: int) -> None:
     rng = np.random.default_rng(2)
     dense = (rng.standard_normal((37, inputs)) * 0.02).astype(np.float32)
@@ -105,6 +115,20 @@ def test_threads_pack_the_same_bytes(bits: int) -> None:
     by_three = np.zeros(layout.nbytes, np.uint8)
     assert pack_linear(weight, by_three, layout, threads=3) == factor
     assert np.array_equal(out, by_three)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "group", "stretch"), [(2048, 128, 16), (2112, 64, 17), (4864, 128, 13), (11008, 128, 15)]
+)
+def test_long_rows_are_cut_evenly(inputs: int, group: int, stretch: int) -> None:
+    layout = plan_linear(300, inputs, 4, group)
+    parts = list(layout.parts())
+    assert layout.stretch == stretch
+    assert {part.last_block - part.first_block for part in parts} == ({19 % 8, 8} if inputs > 2048 else {19})
+    ends = [part.offset + part.blocks * layout.piece_bytes(part.groups) for part in parts]
+    assert [part.offset for part in parts] == [layout.head_bytes, *ends[:-1]]
+    assert ends[-1] == layout.nbytes
+    assert list(layout.parts(1, 2)) == [part for part in parts if part.first_block == 8] or inputs == 2048
 
 
 def test_plans_know_sizes_from_shapes() -> None:
