@@ -6,9 +6,9 @@ kind of colour vision can tell apart (https://jfly.uni-koeln.de/color/).
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def require(path: str) -> None:
         UsageError: matplotlib is not installed.
         OutputError: the folder is not there or cannot be written.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if find_spec("matplotlib") is None:
         raise UsageError("drawing needs matplotlib", key="--plot", hint="pip install 'edgellm[plot]'")
     folder = Path(path).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -112,8 +112,8 @@ def _measured(
     for place, median, share in zip(places, medians, shares, strict=True):
         text = f"{median:.3g}" + (f"\n{share:.0%}" if share is not None else "")
         below = median > axes.get_ylim()[1] / 4  # where there is room
-        offset, side = (-9, "top") if below else (9, "bottom")
-        axes.annotate(text, (place, median), (0, offset), textcoords="offset points", ha="center", va=side)
+        offset, side = (-2, "top") if below else (2, "bottom")
+        axes.annotate(text, (place, median), (7, offset), textcoords="offset points", va=side)  # beside the whisker
     axes.margins(x=0.15)
     axes.grid(axis="y", color=_GREY, alpha=0.3)
     axes.legend(loc="upper right", frameon=False)

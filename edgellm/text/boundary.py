@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from edgellm.errors import EdgeLLMError, TokenizerError, UsageError
+from edgellm.text.panics import without_panic_text
 
 MAX_TEXT_BYTES = 16 << 20  # far above any context; the libraries need up to 100 bytes a character
 MAX_EXPANSION = 64  # characters a normalizer may make of one; Unicode's own NFKC needs 18
@@ -18,10 +19,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextmanager
-def library_errors(file: str, what: str) -> Iterator[None]:
-    """Turns any failure of a tokenizer library into a `TokenizerError` that names `file`."""
+def library_errors(file: str, what: str, *, may_panic: bool = False) -> Iterator[None]:
+    """Turns any failure of a tokenizer library into a `TokenizerError` that names `file`.
+
+    With `may_panic` the text goes too that a panic writes to stderr by itself, see `panics`.
+    """
     try:
-        yield
+        with without_panic_text() if may_panic else nullcontext():
+            yield
     except EdgeLLMError:
         raise
     except Exception as error:

@@ -11,6 +11,7 @@ from edgellm.jsonfile import parse_json
 from edgellm.sidefiles import MAX_SIDE_FILE_BYTES, SideFiles, read_side_json
 from edgellm.text.boundary import MAX_EXPANSION, check_charsmap, library_errors
 from edgellm.text.library_tokenizer import LibraryTokenizer
+from edgellm.text.panics import may_panic
 from edgellm.text.tokens_config import CONFIG_FILE, TokensConfig
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, row
                 key=f"added_tokens.{entry['content']}",
                 found=entry["id"],
             )
-    return LibraryTokenizer(library, kind=JSON_FILE, file=file, rows=rows, config=config, decoder=table.get("decoder"))
+    decoder, risky = table.get("decoder"), may_panic(table.get("normalizer"), table.get("pre_tokenizer"))
+    return LibraryTokenizer(
+        library, kind=JSON_FILE, file=file, rows=rows, config=config, decoder=decoder, may_panic=risky
+    )
 
 
 def load_vocab_and_merges(files: SideFiles, config: TokensConfig, rows: int | None) -> LibraryTokenizer:

@@ -23,6 +23,8 @@ class LibraryTokenizer(Tokenizer):
     A second library object shares the model but knows its added tokens only between the noncharacters `OPEN` and
     `CLOSE`: so the library itself treats everything around true added tokens (stripping, normalizing a piece at a
     time, the prefix of the first word), while nothing a person writes can be one.
+
+    `may_panic` says that an expression of the model may backtrack until the library gives up, see `panics`.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class LibraryTokenizer(Tokenizer):
         rows: int | None,
         config: TokensConfig,
         decoder: Any,
+        may_panic: bool = False,
     ) -> None:
         self.kind = kind
+        self._may_panic = may_panic
         self._library = library
         with library_errors(file, "added tokens cannot be added"):
             _add_missing(library, config, file)
@@ -57,7 +61,7 @@ class LibraryTokenizer(Tokenizer):
 
     def _surrounding_ids(self, config: TokensConfig) -> tuple[list[int], list[int]]:
         """The ids that the post-processor puts before and after any text."""
-        with library_errors(self.file, "a first text cannot be encoded"):
+        with library_errors(self.file, "a first text cannot be encoded", may_panic=self._may_panic):
             encoding = self._library.encode("a", add_special_tokens=True)
             mask = encoding.special_tokens_mask
             inner = len(self._library.encode("a", add_special_tokens=False).ids)
@@ -70,11 +74,11 @@ class LibraryTokenizer(Tokenizer):
         return before, after
 
     def _encode_text(self, text: str) -> list[int]:
-        with library_errors(self.file, "the text cannot be encoded"):
+        with library_errors(self.file, "the text cannot be encoded", may_panic=self._may_panic):
             return self._library.encode(text, add_special_tokens=False).ids
 
     def _encode_parts(self, parts: Sequence[str | AddedToken]) -> list[int]:
-        with library_errors(self.file, "the text cannot be encoded"):
+        with library_errors(self.file, "the text cannot be encoded", may_panic=self._may_panic):
             if self._spelled is None:
                 self._spelled, self._true_ids = self._enclosed_twin()
             ids = self._spelled.encode(enclose(parts), add_special_tokens=False).ids

@@ -102,8 +102,8 @@ def test_the_command_draws(cli, tiny, tmp_path):
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(UsageError, match=r"--plot: drawing needs.*edgellm\[plot\]"):
-        patch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(bench_plot, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--plot: drawing needs.*edgellm\[plot\]"):
         bench_plot.require(str(tmp_path / "figures.png"))
 
 
