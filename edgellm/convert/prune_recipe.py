@@ -10,6 +10,8 @@ from edgellm.convert.sparsity import Sparsity
 from edgellm.errors import UsageError
 from edgellm.model import ModelConfig
 
+REFITS = ("source", "layer", "none")
+
 
 @dataclass(frozen=True)
 class PruneRecipe:
@@ -24,7 +26,9 @@ class PruneRecipe:
             layers, for num_key_value_heads is one number in every engine.
         layers: number of whole layers that go, by block influence. layer_ids: these layers instead.
         measure: how channels and groups are judged, see `scores`.
-        refit: whether the weights behind a cut are re-fitted by least squares.
+        refit: how the weights behind a cut are re-fitted by least squares: "source" to what the source's hidden states
+            are behind them, so that they also make up for cuts and layers before them; "layer" to what they gave before
+            the cut; "none".
         ridge: of the re-fit.
         sparsity: zeros in all linears instead, for research: nothing gets smaller or faster. Not with anything above.
     """
@@ -36,7 +40,7 @@ class PruneRecipe:
     layers: int = 0
     layer_ids: tuple[int, ...] = ()
     measure: str = "energy"
-    refit: bool = True
+    refit: str = "source"
     ridge: float = DEFAULT_RIDGE
     sparsity: Sparsity | None = None
 
@@ -51,6 +55,8 @@ class PruneRecipe:
                 raise UsageError("out of range", key=f"prune.{key}", found=value, allowed=f"{low} or more")
         if self.measure not in MEASURES:
             raise UsageError("no such measure", key="prune.measure", found=self.measure, allowed=", ".join(MEASURES))
+        if self.refit not in REFITS:
+            raise UsageError("no such re-fit", key="prune.refit", found=self.refit, allowed=", ".join(REFITS))
         if not self.ridge > 0:
             raise UsageError("out of range", key="prune.ridge", found=self.ridge, allowed="above 0, such as 0.01")
         if self.sparsity is not None and self.shrinks:

@@ -1,12 +1,14 @@
-"""Least squares after a cut: the inputs that stay take over what those that went had added.
+"""Least squares after a cut: the inputs that stay take over what those that went had added, and more where asked.
 
-With H = X^T X over the calibration tokens, kept inputs k and removed ones r, the weights over the kept inputs that come
-nearest to the outputs of the whole are, exactly,
+With inputs X of the linear, kept ones k, and the outputs T that it should give, the weights nearest to W_k that come
+nearest to T are
 
-    W' = W H[:, k] (H[k, k])^-1 = W_k + W_r H[r, k] (H[k, k])^-1
+    W' = W_k + (T^T X_k - W_k H_kk) (H_kk + ridge)^-1                 H = X^T X
 
-A ridge keeps the inverse honest where inputs are nearly dependent. It pulls towards W_k, the weights as they are, not
-towards 0: with nothing removed W' = W whatever the ridge.
+T = X W^T, the outputs before the cut, gives W' = W_k + W_r H_rk (H_kk + ridge)^-1 for removed inputs r. T can also be
+what the residual stream of the source lacks at this place, so that a linear makes up for cuts and whole layers that
+went before it. The ridge pulls towards the weights as they are, not towards 0: where nothing is to be made up for,
+W' = W_k whatever the ridge.
 """
 
 from __future__ import annotations
@@ -29,8 +31,14 @@ def _damp(found: np.ndarray, ridge: float) -> np.ndarray:
     return found
 
 
-def refit(weight: np.ndarray, hessian: np.ndarray, keep: np.ndarray, ridge: float = DEFAULT_RIDGE) -> np.ndarray:
-    """The weights over the inputs `keep` that best reproduce the outputs of all, float32 [out, kept].
+def refit(
+    weight: np.ndarray,
+    hessian: np.ndarray,
+    keep: np.ndarray,
+    ridge: float = DEFAULT_RIDGE,
+    cross: np.ndarray | None = None,
+) -> np.ndarray:
+    """The weights over the inputs `keep` that best give the outputs wanted, float32 [out, kept].
 
     Memory: two float64 matrices [kept, kept].
 
@@ -39,6 +47,7 @@ def refit(weight: np.ndarray, hessian: np.ndarray, keep: np.ndarray, ridge: floa
         hessian: X^T X over the calibration tokens, float64 [in, in].
         keep: indexes of the inputs that stay, ascending.
         ridge: share of the mean diagonal of H[k, k] added to its diagonal, above 0.
+        cross: X^T T, float64 [in, out]; None wants the outputs of `weight` over all inputs.
 
     Raises:
         UsageError: shapes do not fit, nothing is kept, or the ridge is not above 0.
@@ -51,15 +60,23 @@ def refit(weight: np.ndarray, hessian: np.ndarray, keep: np.ndarray, ridge: floa
         raise UsageError("nothing is kept", key="keep")
     if not ridge > 0:
         raise UsageError("out of range", key="ridge", found=ridge, allowed="above 0, such as 0.01")
-    if not np.isfinite(hessian).all():
+    if not np.isfinite(hessian).all() or (cross is not None and not np.isfinite(cross).all()):
         raise NumericalError("a sum of calibration activations is NaN or infinite", key="hessian")
-    removed = np.setdiff1d(np.arange(inputs), keep)
     kept = weight[:, keep].astype(np.float64)
-    if len(removed):
-        inner = _damp(hessian[np.ix_(keep, keep)].astype(np.float64, copy=False), ridge)  # indexing copied it
-        across = hessian[np.ix_(keep, removed)] @ weight[:, removed].T.astype(np.float64)  # (kept, out)
-        kept += np.linalg.solve(inner, across).T
+    lacking = _lacking(weight, hessian, keep, cross)
+    if lacking is not None:
+        # indexing copied the block, so that it can be damped where it is
+        inner = _damp(hessian[np.ix_(keep, keep)].astype(np.float64, copy=False), ridge)
+        kept += np.linalg.solve(inner, lacking).T
     return kept.astype(np.float32)
+
+
+def _lacking(weight: np.ndarray, hessian: np.ndarray, keep: np.ndarray, cross: np.ndarray | None) -> np.ndarray | None:
+    """X_k^T (T - X_k W_k^T), float64 [kept, out]; None where that is 0."""
+    if cross is not None:
+        return cross[keep] - hessian[np.ix_(keep, keep)] @ weight[:, keep].T.astype(np.float64)
+    removed = np.setdiff1d(np.arange(weight.shape[1]), keep)
+    return hessian[np.ix_(keep, removed)] @ weight[:, removed].T.astype(np.float64) if len(removed) else None
 
 
 def spread(columns: np.ndarray, keep: np.ndarray, inputs: int) -> np.ndarray:
