@@ -26,7 +26,7 @@ from tools.peers.random_blocks import RandomBlocks
 from tools.peers.rounds import Figures, Outcome, Workload, jobs, read_turn
 from tools.peers.table import cache_bytes, markdown, ratios, summary
 from tools.peers.tensor_types import BLOCKS, MIXES, GGUFTensor, fitting, gguf_tensors, head_of, more_bits, read_bytes
-from tools.peers.tune import contenders
+from tools.peers.tune import contenders, tune
 from tools.peers.turns import Patience, Turn, WorkerFailed, take
 
 LOAD = Workload((512,), 64, (0, 2048), 2)
@@ -286,6 +286,26 @@ def test_contenders_are_close_at_one_figure_at_least() -> None:
         "choice": {name: {} for name in "abc"},
     }
     assert contenders(found) == ["a", "b"]
+
+
+def test_tuning_keeps_the_fastest_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, engines = Work(tmp_path), chosen(["llama.cpp-q4_0", "edgellm"])
+    work.shape("s").mkdir(parents=True)
+    monkeypatch.setattr("tools.peers.tune.missing", lambda *given: None)
+
+    def rounds(shape: str, config: Any, engines: list[Any], load: Workload, *given: Any) -> Outcome:
+        options = settings(engines[0], shape, work)
+        prefill = 100.0 if options["flash_attn"] else 120.0
+        values = {"prefill 512": [prefill + (5.0 if options.get("n_ubatch") == 128 else 0.0)]}
+        values |= {f"decode {depth}": [30.0 if options["flash_attn"] else 10.0] for depth in load.depths}
+        return Outcome({engines[0].name: Figures(values)})
+
+    monkeypatch.setattr("tools.peers.tune.run_rounds", rounds)
+    found = tune("s", LLAMA_1B, engines, LOAD, work, Patience(), lambda text: None)
+    assert found["choice"] == {"llama.cpp-q4_0": {"flash_attn": True, "n_ubatch": 128}}
+    assert found["contenders"] == ["llama.cpp-q4_0"]
+    assert json.loads(work.tuned("s").read_text()) == found
+    assert settings(engines[0], "s", work)["n_ubatch"] == 128
 
 
 def test_others_are_what_is_left_of_the_busy_time() -> None:

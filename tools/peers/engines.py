@@ -23,6 +23,7 @@ class Engine:
         model: its file or folder below the shape's.
         options: always given to the worker.
         choices: settings that `tune` tries; the first is taken where nothing was tuned.
+        refinements: settings that it then tries on top of the best, for prompts alone.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Engine:
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     choices: tuple[dict[str, Any], ...] = ({},)
+    refinements: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_peer(self) -> bool:
@@ -40,7 +42,7 @@ class Engine:
 def _llama_cpp(mix: str, repack: bool) -> Engine:
     choices = ({"flash_attn": True}, {"flash_attn": False})
     name = f"llama.cpp-{mix}" + ("" if repack else "-norepack")
-    return Engine(name, "llama.cpp", "llama_cpp", f"{mix}.gguf", {"repack": repack}, choices)
+    return Engine(name, "llama.cpp", "llama_cpp", f"{mix}.gguf", {"repack": repack}, choices, ({"n_ubatch": 128},))
 
 
 ENGINES = (
@@ -88,7 +90,8 @@ def settings(engine: Engine, shape: str, work: Work) -> dict[str, Any]:
         options["cache_dir"] = str(work.shape(shape) / f"openvino-cache-{_key(tuned)}")
     if engine.environment == "llama.cpp":
         # keys and values depend on how attention reads them, not on how weights are stored
-        options["state"] = str(work.shape(shape) / f"llama.cpp-state-{_key(tuned)}")
+        attention = {"flash_attn": options["flash_attn"]}
+        options["state"] = str(work.shape(shape) / f"llama.cpp-state-{_key(attention)}")
     return options
 
 

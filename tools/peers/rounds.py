@@ -75,6 +75,10 @@ def run_rounds(
         figures = outcome.engines[engine.name]
         figures.problem = missing(engine, shape, work)
         figures.facts = work.facts(work.shape(shape) / engine.model)
+    for engine in engines:
+        if outcome.engines[engine.name].problem is None:
+            say(f"{shape}: {engine.name} starts once, so that what it compiles is compiled")
+            _start_once(shape, config, engine, load, work, outcome.engines[engine.name])
     for number in range(rounds):
         say(f"{shape}: round {number + 1} of {rounds}: the machine's limits")
         _measure_limits(outcome, load, work, patience)
@@ -143,6 +147,17 @@ def read_turn(turn: Turn, figures: Figures, *, starts: bool) -> None:
     figures.others = max(figures.others, turn.others)
     for name, value in best.items():
         figures.values.setdefault(name, []).append(value)
+
+
+def _start_once(
+    shape: str, config: dict[str, Any], engine: Engine, load: Workload, work: Work, figures: Figures
+) -> None:
+    """An untimed start, which fills the caches of compiled kernels and tells early that an engine does not run."""
+    job = {**jobs(shape, config, engine, load, work, 0)[0], "steps": []}
+    try:
+        take(work.python(engine.environment), engine.worker, job, Patience(limit=1.0, retries=0, wait_s=0.0))
+    except WorkerFailed as failure:
+        figures.problem = str(failure)
 
 
 def _measure_limits(outcome: Outcome, load: Workload, work: Work, patience: Patience) -> None:

@@ -31,23 +31,34 @@ def tune(
 ) -> dict[str, Any]:
     """Write and return {"choice": options by engine, "contenders": names, "tried": figures of all}."""
     found: dict[str, Any] = read_json(work.tuned(shape)) or {"choice": {}, "tried": {}}
+
+    def measure(engine: Engine, options: dict[str, Any], load: Workload) -> Figures:
+        found["choice"][engine.name] = options
+        _write(found, shape, work)
+        return run_rounds(shape, config, [engine], load, 1, work, patience, say).engines[engine.name]
+
     for engine in engines:
         if not engine.is_peer or missing(engine, shape, work) is not None:
             continue
         tried = []
         for choice in engine.choices:
-            single = replace(engine, choices=(choice,))
-            found["choice"].pop(engine.name, None)
-            _write(found, shape, work)
-            outcome = run_rounds(shape, config, [single], load, 1, work, patience, say)
-            figures = outcome.engines[engine.name]
+            figures = measure(engine, choice, load)
             if figures.problem is None:
                 tried.append({"options": choice, "seconds": seconds(figures, load), "rates": rates(figures)})
             else:
                 say(f"{shape}: {engine.name} with {choice}: {figures.problem}")
-        if tried:
-            found["tried"][engine.name] = tried
-            found["choice"][engine.name] = min(tried, key=lambda entry: entry["seconds"])["options"]
+        found["choice"].pop(engine.name)
+        if not tried:
+            continue
+        best = min(tried, key=lambda entry: entry["seconds"])
+        for refinement in engine.refinements:
+            options = {**best["options"], **refinement}
+            found_rates = rates(measure(engine, options, replace(load, depths=())))
+            if found_rates and all(rate > best["rates"][name] for name, rate in found_rates.items()):
+                best = {"options": options, "rates": {**best["rates"], **found_rates}}
+                tried.append(best)
+        found["tried"][engine.name] = tried
+        found["choice"][engine.name] = best["options"]
     found["contenders"] = contenders(found)
     _write(found, shape, work)
     return found
