@@ -111,6 +111,23 @@ def test_the_refit_is_nearer_to_the_source(source, tmp_path):
     assert errors[1] < errors[0]
 
 
+def test_a_refit_to_the_source_makes_up_for_a_layer_that_went(source, tmp_path):
+    ids = RANDOM.integers(0, 250, (16, 48)).astype(np.int32)
+    errors = {}
+    for fitted in ("none", "layer", "source"):
+        report = pruned(source, tmp_path / fitted, ids=ids, layer_ids=(1,), refit=fitted)
+        errors[fitted] = np.square(logits(tmp_path / fitted, ids[0].tolist()) - logits(source, ids[0].tolist())).mean()
+    assert errors["none"] == errors["layer"]  # no linear lost an input
+    assert errors["source"] < 0.9 * errors["none"]
+    assert all(layer.mlp.refit_error < layer.mlp.error for layer in report.layers)
+
+
+def test_a_refit_to_the_source_changes_nothing_where_nothing_went(source, tmp_path):
+    pruned(source, tmp_path / "out", refit="source")
+    expected, found = (logits(folder, IDS[0].tolist()) for folder in (source, tmp_path / "out"))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_what_never_counts_goes_without_a_trace(tmp_path):
     """Channels and heads whose outputs nobody reads: the pruned model gives the logits of its source."""
     from safetensors.numpy import load_file, save_file
