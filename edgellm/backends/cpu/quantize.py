@@ -6,7 +6,8 @@ Two planes: x ~ scale * (128 * high + low),   scale = max |x| / (127 * 128),    
 The planes are columns of their own with scales 128 * scale and scale, so the kernels know nothing of them but to add
 their results. The sum of each group's q goes along: it is what a zero point multiplies.
 
-A piece of work is a token's group, which one thread quantizes as a whole. A NaN or an infinity makes the scale NaN, so
+A piece of work is a group of a tile's tokens: their quads share lines, which one thread then writes while they are in
+its first-level cache. A NaN or an infinity makes the scale NaN, so
 that it reaches the outputs. `op_quantize` reads 4 bytes an input and writes 1 (a plane), `op_arrange` writes 4.
 """
 
@@ -53,37 +54,39 @@ def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nt
     inputs, group, permutation = op["inputs"], op["group"], op["permutation"]
     groups = (inputs + group - 1) // group
     columns = tokens * planes
-    first, last = share(ith, nth, tokens * groups)
+    tile_tokens = WIDEST // planes
+    first, last = share(ith, nth, (tokens + tile_tokens - 1) // tile_tokens * groups)
     # Views are made once: each costs more than the vector that goes through it.
     quad_bytes, stage_bytes, stage_words = quads.view(np.int8), stage.view(np.int8), stage.view(np.int32)
     for piece in range(first, last):
-        token, g = piece // groups, piece % groups
-        row = op["source"] + token * op["source_stride"]
-        source, at = act, row + g * group
-        count = min(group, inputs - g * group)
-        if permutation >= 0 or count < group:
-            _gather(stage, ith * STAGE, act, permutations, row, g * group, permutation, count, group)
-            source, at = stage, ith * STAGE
-        column = token * planes
-        tile = column // WIDEST * WIDEST
+        begin, g = piece // groups * tile_tokens, piece % groups
+        tile = begin * planes
         width = tile_width(columns - tile)
-        quad = (tile * groups + g * width) * (group // 4) + column - tile
-        scale_at = 2 * (tile * groups + g * width) + column - tile
-        _quantize_group(
-            quads,
-            xs,
-            source,
-            quad_bytes,
-            stage_bytes,
-            stage_words,
-            at,
-            ith * STAGE,
-            quad,
-            scale_at,
-            width,
-            group,
-            planes,
-        )
+        quad, scale_at = (tile * groups + g * width) * (group // 4), 2 * (tile * groups + g * width)
+        count = min(group, inputs - g * group)
+        for token in range(begin, min(begin + tile_tokens, tokens)):
+            row = op["source"] + token * op["source_stride"]
+            source, at = act, row + g * group
+            if permutation >= 0 or count < group:
+                _gather(stage, ith * STAGE, act, permutations, row, g * group, permutation, count, group)
+                source, at = stage, ith * STAGE
+            _quantize_group(
+                quads,
+                xs,
+                source,
+                quad_bytes,
+                stage_bytes,
+                stage_words,
+                at,
+                ith * STAGE,
+                quad,
+                scale_at,
+                width,
+                group,
+                planes,
+            )
+            quad += planes
+            scale_at += planes
 
 
 @bare_kernel
