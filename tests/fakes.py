@@ -196,6 +196,7 @@ class FakeBackend:
 
     name = "fake"
     devices = ("cpu",)
+    options: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, prefill_chunk: int = 16, **runner: Any) -> None:
         self.prefill_chunk = prefill_chunk

@@ -23,6 +23,8 @@ class Estimate:
         available_bytes: what this process can still allocate, None where the system does not tell.
         fits: `load` will not refuse.
         notes: what a person should know.
+        lm_head, lm_head_bytes: what the lm_head will be stored as, "int4", "int8", "float16" ..., and its bytes, which
+            `weights_bytes` counts and every token reads.
     """
 
     process_bytes: int
@@ -35,6 +37,8 @@ class Estimate:
     available_bytes: int | None
     fits: bool
     notes: tuple[str, ...] = ()
+    lm_head: str | None = None
+    lm_head_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""
@@ -48,6 +52,8 @@ def estimate(
     backend: str | None = None,
     cache_dtype: str | None = None,
     slots: int = 1,
+    lm_head: str | None = None,
+    activations: str | None = None,
 ) -> Estimate:
     """What `load` with the same arguments will take; reads headers and the tokenizer, no weights.
 
@@ -55,7 +61,10 @@ def estimate(
         InputError, ModelError, UsageError, BackendUnavailable: as `load`.
     """
     with planning.open_path(path) as opened:
-        plan = planning.make_plan(opened, backend=backend, context=context, cache_dtype=cache_dtype, slots=slots).memory
+        options = {"lm_head": lm_head, "activations": activations}
+        plan = planning.make_plan(
+            opened, backend=backend, context=context, cache_dtype=cache_dtype, slots=slots, options=options
+        ).memory
         process = _process.get(opened.path)
         if process is None:
             kept = (_runtime(), side_text.load_text(opened))
@@ -73,6 +82,8 @@ def estimate(
         available_bytes=available,
         fits=fits(plan.peak, available),
         notes=plan.notes,
+        lm_head=plan.lm_head,
+        lm_head_bytes=plan.lm_head_bytes,
     )
 
 

@@ -31,6 +31,8 @@ def load(
     slots: int = 1,
     progress: Callable[[int, int], None] | None = None,
     force: bool = False,
+    lm_head: str | None = None,
+    activations: str | None = None,
 ) -> LLM:
     """Load a model.
 
@@ -45,6 +47,11 @@ def load(
         slots: sequences at the same time.
         progress: called with (bytes done, bytes in all).
         force: load even where the plan says that memory will not suffice.
+        lm_head: how an unquantized lm_head is stored, and an embedding that it shares: "int8", "int4" (half of the
+            bytes that a token reads of it, for some accuracy) or "keep" (float16). None: the backend's default, on the
+            CPU "int8"; a backend that has no such choice refuses any other.
+        activations: precision of what meets quantized weights: "auto" (16 bits while decoding, 8 in prefill), "int8" or
+            "int16"; None likewise, on the CPU "auto".
 
     Raises:
         InputError: a file is missing. ModelError: a file is damaged or not supported.
@@ -58,7 +65,13 @@ def load(
         raise UsageError("not callable", key="progress", found=type(progress).__name__)
     with planning.open_path(path) as opened:
         plan = planning.make_plan(
-            opened, backend=backend, device=device, context=context, cache_dtype=cache_dtype, slots=slots
+            opened,
+            backend=backend,
+            device=device,
+            context=context,
+            cache_dtype=cache_dtype,
+            slots=slots,
+            options={"lm_head": lm_head, "activations": activations},
         )
         return _loaded(plan, threads, progress, force)
 
@@ -70,7 +83,7 @@ def _loaded(plan: planning.Plan, threads: int | None, progress: Callable[[int, i
     tokenizer, template = load_text(opened)
     if not force:
         _check_memory(plan)
-    runner = plan.backend.load(plan.program, opened.weights, threads=threads, progress=progress)
+    runner = plan.backend.load(plan.program, opened.weights, threads=threads, progress=progress, **plan.options)
     try:
         cache = runner.new_cache(plan.geometry, plan.slots)
         return LLM(

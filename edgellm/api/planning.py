@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgellm.api.embedded import embedded_path
-from edgellm.backends import find
+from edgellm.backends import find, options_for
 from edgellm.backends.slots import CACHE_DTYPES, CacheGeometry
 from edgellm.errors import UsageError
 from edgellm.model import ModelConfig, OpenedModel, build_program, fuse, open_model
@@ -25,7 +26,12 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be loaded, and where; `score_dtype` is that of the cache for scores and logits."""
+    """What is going to be loaded, and where.
+
+    Attributes:
+        score_dtype: of the cache for scores and logits.
+        options: of the backend's `load`, those that were chosen.
+    """
 
     opened: OpenedModel
     backend: Backend
@@ -34,6 +40,7 @@ class Plan:
     slots: int
     score_dtype: str
     memory: MemoryPlan
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_path(path: str | os.PathLike[str] | None) -> OpenedModel:
@@ -51,11 +58,15 @@ def make_plan(
     context: int | None = None,
     cache_dtype: str | None = None,
     slots: int = 1,
+    options: Mapping[str, str | None] | None = None,
 ) -> Plan:
     """The plan of an opened model.
 
+    Args:
+        options: of backends that offer them, such as `lm_head`; None leaves one at its default.
+
     Raises:
-        UsageError: an argument outside its range.
+        UsageError: an argument outside its range, or an option that the backend does not have.
         BackendUnavailable: no such backend, or it cannot run here.
     """
     config = opened.config
@@ -75,8 +86,9 @@ def make_plan(
         dtype=cache_dtype or DEFAULT_CACHE_DTYPE,
     )
     program = fuse(build_program(config))
-    needed = chosen.plan_bytes(program, opened.weights, geometry, slots)
-    return Plan(opened, chosen, program, geometry, slots, cache_dtype or SCORE_DTYPE, needed)
+    given = options_for(chosen, {key: _text(key, value) for key, value in (options or {}).items()})
+    needed = chosen.plan_bytes(program, opened.weights, geometry, slots, **given)
+    return Plan(opened, chosen, program, geometry, slots, cache_dtype or SCORE_DTYPE, needed, given)
 
 
 def choose_context(config: ModelConfig, context: int | None) -> int:

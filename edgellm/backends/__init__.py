@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgellm.errors import BackendUnavailable
+from edgellm.errors import BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
     from edgellm.backends.interface import Backend
@@ -67,3 +68,24 @@ def _imported(name: str) -> Backend:
         what = f"what it needs cannot be imported: {str(error).rstrip('.')}"
         hint = "Install edgellm anew (pip install --force-reinstall edgellm), or take backend reference (slow)."
         raise BackendUnavailable(what, key="backend", found=name, hint=hint) from error
+
+
+def options_for(backend: Backend, given: Mapping[str, str | None]) -> dict[str, str]:
+    """The options among `given` that are set, for `Backend.load` and `Backend.plan_bytes`; None leaves the default.
+
+    Raises:
+        UsageError: the backend has no such option, or the option no such choice.
+    """
+    chosen = {key: value for key, value in given.items() if value is not None}
+    for key, value in chosen.items():
+        if key not in backend.options:
+            raise UsageError(
+                f"backend {backend.name} has no such option",
+                key=key,
+                found=repr(value),
+                hint=f"Leave {key} out, or choose another backend.",
+            )
+        if value not in backend.options[key]:
+            allowed = ", ".join(backend.options[key])
+            raise UsageError("no such choice", key=key, found=repr(value), allowed=allowed)
+    return chosen

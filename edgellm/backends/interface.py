@@ -124,25 +124,36 @@ class Backend(Protocol):
         prefill_chunk: the most tokens of a step.
         finished: whether it may be chosen for somebody who names none; until its accuracy and speed are shown, a
             backend has to be asked for.
+        options: choices that only some backends offer, by the keyword of `load` and `plan_bytes`; the first is the
+            default.
     """
 
     name: str
     devices: tuple[str, ...]
     prefill_chunk: int
     finished: bool
+    options: Mapping[str, tuple[str, ...]]
 
     def unavailable(self) -> str | None:
         """None where this backend can run here, else the reason and the fix, a sentence."""
 
     def load(
-        self, program: Program, weights: Weights, *, threads: int | None = None, progress: Progress | None = None
+        self,
+        program: Program,
+        weights: Weights,
+        *,
+        threads: int | None = None,
+        progress: Progress | None = None,
+        **options: str,
     ) -> Runner:
-        """Read and pack every weight, one tensor at a time. Raises `ModelError`, `BackendUnavailable`.
+        """Read and pack every weight, piece by piece. Raises `ModelError`, `BackendUnavailable`.
 
         The reference runs parts of a program too; a backend that cannot raises `BackendUnavailable`.
         """
 
-    def plan_bytes(self, program: Program, weights: Weights, geometry: CacheGeometry, num_slots: int) -> MemoryPlan:
+    def plan_bytes(
+        self, program: Program, weights: Weights, geometry: CacheGeometry, num_slots: int, **options: str
+    ) -> MemoryPlan:
         """What `load` and `new_cache` will hold at their peak, from headers alone."""
 
 
@@ -156,6 +167,8 @@ class MemoryPlan:
         scratch: activations of the largest step, logits included.
         loading: held only while loading, above what stays.
         code: compiled kernels and what the compiler keeps beside them.
+        lm_head: what the lm_head will be stored as.
+        lm_head_bytes: its bytes, among the weights; every token reads them.
     """
 
     weights: int
@@ -163,6 +176,8 @@ class MemoryPlan:
     scratch: int
     loading: int
     code: int = 0
+    lm_head: str | None = None
+    lm_head_bytes: int = 0
     notes: tuple[str, ...] = field(default=())
 
     @property

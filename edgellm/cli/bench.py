@@ -34,6 +34,8 @@ _INFO = (
     "weights",
     "weight_bytes",
     "lm_head",
+    "lm_head_bytes",
+    "activations",
     "cache_bytes",
     "context",
     "cache_dtype",

@@ -14,6 +14,7 @@ from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.cli.bench_runs import Sizes
 from edgellm.cli.figures import size
 from edgellm.cli.opening import open_named
+from edgellm.cli.options import precision_of
 from edgellm.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -30,14 +31,15 @@ def profiles(path: str | None, args: Namespace, sizes: Sizes, say: Callable[[str
     Returns:
         A dict each: "step", "repeats" that the figures are medians of, "ops" as `by_kind` gives them.
     """
-    from edgellm.backends import find
+    from edgellm.backends import find, options_for
     from edgellm.model.fusion import fuse
     from edgellm.model.program import build_program
 
     backend = find(args.backend, args.device)
     say("profile: loading")
     with open_named(path) as opened:
-        runner = backend.load(fuse(build_program(opened.config)), opened.weights, threads=args.threads)
+        chosen = options_for(backend, precision_of(args))
+        runner = backend.load(fuse(build_program(opened.config)), opened.weights, threads=args.threads, **chosen)
     try:
         stepper = _Stepper(runner, args, min(backend.prefill_chunk, args.context))
         found = []

@@ -33,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
     options.add_memory(parser)
     parser.add_argument("--slots", metavar="N", type=options.positive, default=1, help="conversations at a time")
     parser.add_argument("--backend", metavar="NAME", help="default: the fastest that can run here")
+    options.add_precision(parser)
     options.add_json(parser)
 
 
@@ -43,6 +44,7 @@ def run(args: Namespace) -> int:
     terminal = Terminal.of(args)
     path = find_model(args.model)
     asked: dict[str, Any] = {"backend": args.backend, "cache_dtype": args.cache_dtype, "slots": args.slots}
+    asked |= options.precision_of(args)
     longest = int(edgellm.inspect(path)["max_position_embeddings"])
     context = args.context or min(longest, 4096)
     estimate = edgellm.estimate(path, context=context, **asked)
@@ -69,11 +71,7 @@ def _print(estimate: Estimate, context: int, fitting: int | None, longest: int, 
     import sys
 
     values = estimate.as_dict()
-    rows = [
-        (_ROWS[key] + (f" of {context} tokens" if key == "cache_bytes" else ""), values[key])
-        for key in _ROWS
-        if values[key]
-    ]
+    rows = [(_ROWS[key] + _more(key, estimate, context), values[key]) for key in _ROWS if values[key]]
     rows += [("peak", values["peak_bytes"]), ("available", values["available_bytes"])]
     width = max(len(name) for name, _ in rows)
     for name, nbytes in rows:
@@ -89,3 +87,11 @@ def _print(estimate: Estimate, context: int, fitting: int | None, longest: int, 
         terminal.line(f"its whole context fits: {longest} tokens")
     else:
         terminal.line(f"largest context that fits: {fitting} of {longest} tokens")
+
+
+def _more(key: str, estimate: Estimate, context: int) -> str:
+    if key == "cache_bytes":
+        return f" of {context} tokens"
+    if key == "weights_bytes" and estimate.lm_head:
+        return f" (lm_head {estimate.lm_head}, {size(estimate.lm_head_bytes)})"
+    return ""

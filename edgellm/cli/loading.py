@@ -107,4 +107,5 @@ def _threads(threads: int | str | None) -> str:
 def _weights(info: dict[str, Any]) -> str:
     stored, held = info.get("quantization"), info.get("weights")
     published = f"{stored['bits']}-bit {stored['quant_method']} as " if stored else ""
-    return f"weights {published}{held}, {size(info['weight_bytes'])}"
+    head = f" (lm_head {info['lm_head']})" if info.get("lm_head") else ""
+    return f"weights {published}{held}, {size(info['weight_bytes'])}{head}"

@@ -31,6 +31,9 @@ _HELP = {
 }
 
 CACHE_DTYPES = ("float32", "float16", "int8")
+#: Choices of precision that a backend may offer; `edgellm.load` refuses what the one at hand does not.
+LM_HEADS = ("int8", "int4", "keep")
+ACTIVATIONS = ("auto", "int8", "int16")
 EVICTIONS = ("shift", "recompute", "error")
 
 
@@ -47,12 +50,28 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backend(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Where to run: --backend, --device, --threads."""
+    """Where to run and how exactly: --backend, --device, --threads, --lm-head, --activations."""
     group = parser.add_argument_group("where it runs")
     group.add_argument("--backend", metavar="NAME", help="default: the fastest that can run here")
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...; never replaced by another")
     group.add_argument("--threads", metavar="N", type=positive, help="default: the cores this process may use")
+    add_precision(group)
     return group
+
+
+def add_precision(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """What is stored and computed in how many bits (CPU backend): --lm-head, --activations."""
+    group.add_argument(
+        "--lm-head",
+        choices=LM_HEADS,
+        help="how an unquantized lm_head is stored, and an embedding that it shares: int8 (default); int4, in groups "
+        "of 32, half the bytes a token reads of it for some accuracy; keep, float16",
+    )
+    group.add_argument(
+        "--activations",
+        choices=ACTIVATIONS,
+        help="precision of what meets quantized weights: auto (default) is int16 while answering and int8 in prompts",
+    )
 
 
 def add_memory(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -113,7 +132,12 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
 def loading_of(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `edgellm.load` that were given by `add_running`."""
     keys = ("backend", "device", "threads", "context", "cache_dtype", "force")
-    return {key: getattr(args, key) for key in keys}
+    return {key: getattr(args, key) for key in keys} | precision_of(args)
+
+
+def precision_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_precision`, None where not given."""
+    return {"lm_head": args.lm_head, "activations": args.activations}
 
 
 def positive(text: str) -> int:

@@ -138,11 +138,13 @@ def _costs(
     backend: Backend, opened: OpenedModel, tokens: list[int], expected: np.ndarray, args: Namespace
 ) -> list[Cost]:
     """What the precision costs that the model runs with; prefill and decode may have one each."""
+    from edgellm.backends import options_for
     from edgellm.cli import tracing
     from edgellm.cli.precision import Cost
     from edgellm.model import build_program, fuse
 
-    with _loaded(backend, fuse(build_program(opened.config)), opened.weights, args) as runner:
+    chosen = options_for(backend, options.precision_of(args))
+    with _loaded(backend, fuse(build_program(opened.config)), opened.weights, args, **chosen) as runner:
         return [
             Cost.of(name, expected, tracing.logits_in_chunks(runner, tokens, step))
             for name, step in (("prefill", len(tokens)), ("token by token", 1))

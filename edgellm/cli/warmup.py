@@ -109,14 +109,21 @@ class _TinyWeights:
     def __init__(self, program: Program) -> None:
         self._program = program
 
-    def embedding(self) -> np.ndarray:
-        return self._full("embed_tokens")
+    @property
+    def program(self) -> Program:
+        return self._program
 
     def vector(self, name: str) -> np.ndarray:
         return self._full(name)
 
-    def linear(self, name: str) -> np.ndarray:
-        return self._full(name)
+    def is_dense(self, name: str) -> bool:
+        return True
+
+    def rows(self, name: str, first: int, last: int) -> np.ndarray:
+        return self._full(name)[first:last]
+
+    def stored_dtype(self, name: str) -> str:
+        return "F32"
 
     def bias(self, name: str) -> None:
         return None

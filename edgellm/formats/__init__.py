@@ -13,16 +13,19 @@ from edgellm.formats.bundle import is_side_file, write_bundle
 from edgellm.formats.checkpoint import Checkpoint, open_checkpoint
 from edgellm.formats.dtypes import bfloat16_to_float32, float32_to_bfloat16
 from edgellm.formats.header import TensorInfo
-from edgellm.formats.linear import describe_linear, read_linear
+from edgellm.formats.linear import describe_linear, open_linear, read_linear
 from edgellm.formats.quantization import LinearScheme, QuantizationConfig, read_quantization
 from edgellm.formats.quantized import QuantizedTensor
+from edgellm.formats.stored import CodePlaces, StoredTensor
 from edgellm.formats.writer import TensorSource, save_checkpoint, write_file
 
 __all__ = [
     "Checkpoint",
+    "CodePlaces",
     "LinearScheme",
     "QuantizationConfig",
     "QuantizedTensor",
+    "StoredTensor",
     "TensorInfo",
     "TensorSource",
     "awq",
@@ -33,6 +36,7 @@ __all__ = [
     "gptq",
     "is_side_file",
     "open_checkpoint",
+    "open_linear",
     "read_linear",
     "read_quantization",
     "save_checkpoint",

@@ -15,13 +15,14 @@ gemv:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from edgellm.errors import UsageError
 from edgellm.formats.bits import pack_bits, unpack_bits
 from edgellm.formats.quantized import QuantizedTensor, group_count
+from edgellm.formats.stored import CodePlaces, StoredTensor
 
 BITS = 4
 NIBBLES = 8  # in a word
@@ -61,16 +62,46 @@ def pack(q: QuantizedTensor, *, version: str = "gemm") -> dict[str, np.ndarray]:
 
 def unpack(tensors: Mapping[str, np.ndarray], *, group_size: int, version: str = "gemm") -> QuantizedTensor:
     """The inverse of `pack`; `group_size` -1 means whole rows. Shapes must be those of the layout above."""
-    qweight, qzeros, scales = (tensors[name] for name in ("qweight", "qzeros", "scales"))
+    qweight = tensors["qweight"]
+    inputs = qweight.shape[0] if version == "gemm" else qweight.shape[1] * NIBBLES
+    group_size = inputs if group_size == -1 else group_size
+    codes = _deinterleave(qweight) if version == "gemm" else unpack_bits(qweight, BITS, inputs)
+    return QuantizedTensor(codes, *_scales_and_zeros(tensors, inputs, group_size, version), BITS, group_size)
+
+
+def stored(
+    tensors: Mapping[str, np.ndarray],
+    read_words: Callable[[], np.ndarray],
+    *,
+    shape: tuple[int, int],
+    group_size: int,
+    version: str = "gemm",
+) -> StoredTensor:
+    """As `unpack` for a weight of `shape` [out, in] whose `qweight` stays in the file; `read_words` reads it."""
+    rows, inputs = shape
+    group_size = inputs if group_size == -1 else group_size
     if version == "gemm":
-        group_size = qweight.shape[0] if group_size == -1 else group_size
-        codes, zeros, scales = _deinterleave(qweight), _deinterleave(qzeros), scales.T
+        row, position = np.arange(rows), np.argsort(ORDER)
+        width, no_shift = rows // NIBBLES, np.zeros(inputs, np.int64)
+        shift = position[row % NIBBLES] * BITS
+        places = CodePlaces(np.arange(inputs) * width, no_shift, row // NIBBLES, shift)
     else:
-        inputs = qweight.shape[1] * NIBBLES
-        group_size = inputs if group_size == -1 else group_size
+        places = CodePlaces.along_rows(rows, inputs, BITS, inputs // NIBBLES)
+    small = _scales_and_zeros(tensors, inputs, group_size, version)
+    return StoredTensor(read_words, places, rows * inputs // 2, *small, BITS, group_size)
+
+
+def _scales_and_zeros(
+    tensors: Mapping[str, np.ndarray], inputs: int, group_size: int, version: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and int16 zero points, [out, groups] each."""
+    qzeros, scales = tensors["qzeros"], tensors["scales"]
+    if version == "gemm":
+        zeros, scales = _deinterleave(qzeros), scales.T
+    else:
         groups = group_count(inputs, group_size)
-        codes, zeros, scales = unpack_bits(qweight, BITS, inputs), unpack_bits(qzeros, BITS, groups), scales[:, :groups]
-    return QuantizedTensor(codes, np.ascontiguousarray(scales), zeros.astype(np.int16), BITS, group_size)
+        zeros, scales = unpack_bits(qzeros, BITS, groups), scales[:, :groups]
+    return np.ascontiguousarray(scales), zeros.astype(np.int16)
 
 
 def gemv_zeros_width(in_features: int, group_size: int) -> int:

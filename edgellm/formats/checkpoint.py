@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from edgellm.errors import ModelError
+from edgellm.errors import ModelError, UsageError
 from edgellm.formats.bundle import is_bundle, is_bundled_name, read_side_files
 from edgellm.formats.dtypes import FLOAT_DTYPES, bfloat16_to_float32
 from edgellm.formats.header import TensorInfo
@@ -122,6 +122,15 @@ class Checkpoint:
         shard = self._holders[name]
         self._keep_open(shard)
         return shard.read(name)
+
+    def read_rows(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows first..last-1 of tensor `name`, as `read` gives them and with its errors."""
+        if not (info := self.info(name)).shape or not 0 <= first <= last <= info.shape[0]:
+            found = f"rows {first} to {last} of {list(info.shape)}"
+            raise UsageError("no such rows", file=info.file, key=name, found=found)
+        shard = self._holders[name]
+        self._keep_open(shard)
+        return shard.read_rows(name, first, last)
 
     def read_float32(self, name: str) -> np.ndarray:
         """A fresh float32 array of an F32, F16 or BF16 tensor, exact. Raises as `read` does."""

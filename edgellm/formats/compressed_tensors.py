@@ -16,7 +16,7 @@ int-quantized and naive-quantized: `weight` int8 [out, in], `weight_scale`, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from edgellm.errors import UsageError
 from edgellm.formats.bits import WORD_BITS, pack_bits, unpack_bits, words_for
 from edgellm.formats.gptq import act_order
 from edgellm.formats.quantized import QuantizedTensor
+from edgellm.formats.stored import CodePlaces, StoredTensor
 
 BITS = (2, 3, 4, 8)
 
@@ -71,16 +72,45 @@ def unpack(tensors: Mapping[str, np.ndarray], *, bits: int, group_size: int, in_
     permutation = act_order(filled_in(tensors.get("weight_g_idx")), in_features, group_size)
     if permutation is not None:
         codes = np.take(codes, permutation, axis=1)
-    scales = _full(tensors["weight_scale"], outputs)
-    stored = tensors.get("weight_zero_point")
-    if stored is None:
-        zeros = np.full(scales.shape, 1 << (bits - 1), np.int16)
-    else:
-        columns = np.ascontiguousarray(stored.T)
-        padded = padded or len(stored) in widths(outputs, bits)[1:]
-        columns = _unpack_padded(columns, bits, outputs) if padded else unpack_bits(columns, bits, outputs)
-        zeros = np.ascontiguousarray(columns.T).astype(np.int16)
+    scales, zeros = _scales_and_zeros(tensors, outputs, bits, padded)
     return QuantizedTensor(codes, scales, zeros, bits, group_size, permutation)
+
+
+def stored(
+    tensors: Mapping[str, np.ndarray],
+    read_words: Callable[[], np.ndarray],
+    *,
+    shape: tuple[int, int],
+    bits: int,
+    group_size: int,
+) -> StoredTensor:
+    """As `unpack` for a weight of `shape` [out, in] whose `weight_packed` stays in the file; `read_words` reads it.
+
+    Raises:
+        ModelError: as `unpack`.
+        UsageError: codes of so many bits cross words.
+    """
+    outputs, inputs = shape
+    group_size = inputs if group_size == -1 else group_size
+    permutation = act_order(filled_in(tensors.get("weight_g_idx")), inputs, group_size)
+    scales, zeros = _scales_and_zeros(tensors, outputs, bits, padded=False)
+    width = words_for(inputs, bits)
+    places = CodePlaces.along_rows(outputs, inputs, bits, width)
+    return StoredTensor(read_words, places, 4 * width * outputs, scales, zeros, bits, group_size, permutation)
+
+
+def _scales_and_zeros(
+    tensors: Mapping[str, np.ndarray], outputs: int, bits: int, padded: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and int16 zero points, [out, groups] each; `padded`: ten 3-bit codes a word."""
+    scales = _full(tensors["weight_scale"], outputs)
+    packed = tensors.get("weight_zero_point")
+    if packed is None:
+        return scales, np.full(scales.shape, 1 << (bits - 1), np.int16)
+    columns = np.ascontiguousarray(packed.T)
+    padded = padded or len(packed) in widths(outputs, bits)[1:]
+    columns = _unpack_padded(columns, bits, outputs) if padded else unpack_bits(columns, bits, outputs)
+    return scales, np.ascontiguousarray(columns.T).astype(np.int16)
 
 
 def unpack_int8(tensors: Mapping[str, np.ndarray], *, group_size: int) -> QuantizedTensor:

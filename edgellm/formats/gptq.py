@@ -13,13 +13,14 @@ Where no stored field is all ones the two rules agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from edgellm.errors import ModelError, UsageError
 from edgellm.formats.bits import WORD_BITS, pack_bits, unpack_bits
 from edgellm.formats.quantized import QuantizedTensor, group_count
+from edgellm.formats.stored import CodePlaces, StoredTensor
 
 BITS = (2, 3, 4, 8)
 CHECKPOINT_FORMATS = ("gptq", "gptq_v2")
@@ -77,6 +78,32 @@ def unpack(
     zeros = _unpack_zeros(tensors["qzeros"], bits, outputs, checkpoint_format, word_carry)
     scales = np.ascontiguousarray(tensors["scales"].T)
     return QuantizedTensor(codes, scales, np.ascontiguousarray(zeros.T), bits, group_size, permutation)
+
+
+def stored(
+    tensors: Mapping[str, np.ndarray],
+    read_words: Callable[[], np.ndarray],
+    *,
+    shape: tuple[int, int],
+    bits: int,
+    group_size: int,
+    checkpoint_format: str = "gptq",
+    word_carry: bool = False,
+) -> StoredTensor:
+    """As `unpack` for a weight of `shape` [out, in] whose `qweight` stays in the file; `read_words` reads it.
+
+    Raises:
+        ModelError: as `unpack`.
+        UsageError: codes of so many bits cross words.
+    """
+    outputs, inputs = shape
+    group_size = inputs if group_size == -1 else group_size
+    permutation = act_order(tensors.get("g_idx"), inputs, group_size)
+    zeros = _unpack_zeros(tensors["qzeros"], bits, outputs, checkpoint_format, word_carry)
+    scales, zeros = (np.ascontiguousarray(each.T) for each in (tensors["scales"], zeros))
+    places = CodePlaces.along_columns(outputs, inputs, bits)
+    word_bytes = inputs * outputs * bits // 8
+    return StoredTensor(read_words, places, word_bytes, scales, zeros, bits, group_size, permutation)
 
 
 def act_order(g_idx: np.ndarray | None, in_features: int, group_size: int) -> np.ndarray | None:

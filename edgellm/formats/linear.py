@@ -8,6 +8,7 @@ A bias, `prefix.bias`, is read by the caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.dtypes import FLOAT_DTYPES, bfloat16_to_float32
 from edgellm.formats.quantization import LinearScheme, QuantizationConfig
 from edgellm.formats.quantized import QuantizedTensor, group_count
+from edgellm.formats.stored import WHOLE_BITS, StoredTensor
 
 _KINDS = {  # the tensor that shows a kind of storage
     "qweight": "quantized",
@@ -53,6 +55,18 @@ def read_linear(
     return _Linear(checkpoint, prefix, quantization).read(out_features, in_features, allow_nonfinite)
 
 
+def open_linear(
+    checkpoint: Checkpoint,
+    prefix: str,
+    quantization: QuantizationConfig | None,
+    out_features: int,
+    in_features: int,
+) -> StoredTensor | QuantizedTensor | np.ndarray:
+    """As `read_linear`, but codes that do not cross words stay in the file: such a weight comes as a `StoredTensor`."""
+    linear = _Linear(checkpoint, prefix, quantization, lazy=True)
+    return linear.read(out_features, in_features, allow_nonfinite=False)
+
+
 def describe_linear(checkpoint: Checkpoint, prefix: str, quantization: QuantizationConfig | None) -> dict[str, Any]:
     """What is stored for one linear layer; of its data only `g_idx` is read.
 
@@ -68,12 +82,14 @@ def describe_linear(checkpoint: Checkpoint, prefix: str, quantization: Quantizat
 
 
 class _Linear:
-    """One layer's tensors in one checkpoint."""
+    """One layer's tensors in one checkpoint; `lazy` leaves codes in the file where they do not cross words."""
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str, quantization: QuantizationConfig | None) -> None:
-        self._checkpoint, self._prefix, self._quantization = checkpoint, prefix, quantization
+    def __init__(
+        self, checkpoint: Checkpoint, prefix: str, quantization: QuantizationConfig | None, lazy: bool = False
+    ) -> None:
+        self._checkpoint, self._prefix, self._quantization, self._lazy = checkpoint, prefix, quantization, lazy
 
-    def read(self, out: int, inputs: int, allow_nonfinite: bool) -> QuantizedTensor | np.ndarray:
+    def read(self, out: int, inputs: int, allow_nonfinite: bool) -> StoredTensor | QuantizedTensor | np.ndarray:
         kind = self._kind()
         if kind == "dense":
             self._expect("weight", FLOAT_DTYPES, [(out, inputs)], "[out, in]")
@@ -144,7 +160,9 @@ class _Linear:
             raise self._refuse("weight", "int8 where the config says pack-quantized", "I8")
         return scheme
 
-    def _read_gptq(self, scheme: LinearScheme, out: int, inputs: int, allow_nonfinite: bool) -> QuantizedTensor:
+    def _read_gptq(
+        self, scheme: LinearScheme, out: int, inputs: int, allow_nonfinite: bool
+    ) -> StoredTensor | QuantizedTensor:
         bits = scheme.bits
         groups = self._groups(scheme, inputs)
         for size, name in ((inputs, "in"), (out, "out")):
@@ -154,21 +172,25 @@ class _Linear:
         self._expect("qweight", ("I32", "U32"), [(rows, out)], f"[in * {bits} / 32, out]")
         self._expect("qzeros", ("I32", "U32"), [(groups, columns)], f"[ceil(in / group_size), out * {bits} / 32]")
         self._expect("scales", FLOAT_DTYPES, [(groups, out)], "[ceil(in / group_size), out]")
-        tensors = {name: self._words(name) for name in ("qweight", "qzeros")}
-        tensors["scales"] = self._scales("scales", allow_nonfinite)
+        tensors = {"qzeros": self._words("qzeros"), "scales": self._scales("scales", allow_nonfinite)}
         tensors |= self._g_idx("g_idx", scheme, inputs)[0]
-        q = gptq.unpack(
-            tensors,
-            bits=bits,
-            group_size=scheme.group_size,
-            checkpoint_format=scheme.checkpoint_format,
-            word_carry=scheme.word_carry,
-        )
+        options = {
+            "bits": bits,
+            "group_size": scheme.group_size,
+            "checkpoint_format": scheme.checkpoint_format,
+            "word_carry": scheme.word_carry,
+        }
+        if self._lazy and bits in WHOLE_BITS:
+            q = gptq.stored(tensors, partial(self._words, "qweight"), shape=(out, inputs), **options)
+        else:
+            q = gptq.unpack(tensors | {"qweight": self._words("qweight")}, **options)
         if scheme.sym:
             self._prove_zero_points(q, scheme)
         return q
 
-    def _read_awq(self, scheme: LinearScheme, out: int, inputs: int, allow_nonfinite: bool) -> QuantizedTensor:
+    def _read_awq(
+        self, scheme: LinearScheme, out: int, inputs: int, allow_nonfinite: bool
+    ) -> StoredTensor | QuantizedTensor:
         groups = self._groups(scheme, inputs)
         version = scheme.checkpoint_format
         packed = out if version == "gemm" else inputs
@@ -184,11 +206,15 @@ class _Linear:
             self._expect("qweight", ("I32", "U32"), [(out, inputs // awq.NIBBLES)], "[out, in / 8]")
             self._expect("qzeros", ("I32", "U32"), [(out, width)], "[out, padded groups / 8]")
             self._expect("scales", FLOAT_DTYPES, [(out, width * awq.NIBBLES)], "[out, padded groups]")
-        tensors = {name: self._words(name) for name in ("qweight", "qzeros")}
-        tensors["scales"] = self._scales("scales", allow_nonfinite)
-        return awq.unpack(tensors, group_size=scheme.group_size, version=version)
+        tensors = {"qzeros": self._words("qzeros"), "scales": self._scales("scales", allow_nonfinite)}
+        options = {"group_size": scheme.group_size, "version": version}
+        if self._lazy:
+            return awq.stored(tensors, partial(self._words, "qweight"), shape=(out, inputs), **options)
+        return awq.unpack(tensors | {"qweight": self._words("qweight")}, **options)
 
-    def _read_packed(self, scheme: LinearScheme, out: int, inputs: int, allow_nonfinite: bool) -> QuantizedTensor:
+    def _read_packed(
+        self, scheme: LinearScheme, out: int, inputs: int, allow_nonfinite: bool
+    ) -> StoredTensor | QuantizedTensor:
         bits = scheme.bits
         shapes = [(out, width) for width in compressed_tensors.widths(inputs, bits)]
         self._expect("weight_packed", ("I32", "U32"), shapes, f"[out, ceil(in * {bits} / 32)]")
@@ -197,7 +223,7 @@ class _Linear:
             shape = self._read("weight_shape").tolist()
             if shape != [out, inputs]:
                 raise self._refuse("weight_shape", "is not the shape of this layer", shape, str([out, inputs]))
-        tensors = {"weight_packed": self._words("weight_packed"), **self._scale(scheme, out, inputs, allow_nonfinite)}
+        tensors = self._scale(scheme, out, inputs, allow_nonfinite)
         groups = self._groups(scheme, inputs)
         if self._has("weight_zero_point"):
             shapes = [(height, groups) for height in compressed_tensors.widths(out, bits)]
@@ -206,7 +232,12 @@ class _Linear:
         elif scheme.sym is False:
             raise self._refuse("weight_zero_point", "the tensor is missing, the config says asymmetric")
         tensors |= self._g_idx("weight_g_idx", scheme, inputs)[0]
-        return compressed_tensors.unpack(tensors, bits=bits, group_size=scheme.group_size, in_features=inputs)
+        options = {"bits": bits, "group_size": scheme.group_size}
+        if self._lazy and bits in WHOLE_BITS:
+            read_words = partial(self._words, "weight_packed")
+            return compressed_tensors.stored(tensors, read_words, shape=(out, inputs), **options)
+        tensors["weight_packed"] = self._words("weight_packed")
+        return compressed_tensors.unpack(tensors, in_features=inputs, **options)
 
     def _read_int8(self, scheme: LinearScheme, out: int, inputs: int, allow_nonfinite: bool) -> QuantizedTensor:
         self._expect("weight", ("I8",), [(out, inputs)], "[out, in]")
@@ -241,7 +272,7 @@ class _Linear:
             raise self._refuse(part, error.what, error.found, error.allowed) from None
         return {part: g_idx}, permutation is not None
 
-    def _prove_zero_points(self, q: QuantizedTensor, scheme: LinearScheme) -> None:
+    def _prove_zero_points(self, q: StoredTensor | QuantizedTensor, scheme: LinearScheme) -> None:
         """Symmetric zero points are known, so a file in the other of v1 and v2 gives itself away."""
         middle = 1 << (q.bits - 1)
         wrong = middle - 1 if scheme.checkpoint_format == "gptq_v2" else middle + 1

@@ -6,6 +6,7 @@ comes back short is an error with a name.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import threading
@@ -45,16 +46,25 @@ class SafetensorsFile:
 
     def read(self, name: str) -> np.ndarray:
         """A fresh array of the tensor as stored, BF16 as uint16. Raises `ModelError`, `OutOfMemoryError`."""
+        return self._read(name, self.header.tensors[name].shape, 0)
+
+    def read_rows(self, name: str, first: int, last: int) -> np.ndarray:
+        """A fresh array of the tensor's rows first..last-1, as `read` gives them; 0 <= first <= last <= shape[0]."""
         info = self.header.tensors[name]
+        row_bytes = info.nbytes // max(info.shape[0], 1)
+        return self._read(name, (last - first, *info.shape[1:]), first * row_bytes)
+
+    def _read(self, name: str, shape: tuple[int, ...], begin: int) -> np.ndarray:
+        """An array of that shape from byte `begin` of the tensor on."""
         try:
-            array = np.empty(info.shape, NUMPY_DTYPES[info.dtype])
+            array = np.empty(shape, NUMPY_DTYPES[self.header.tensors[name].dtype])
         except MemoryError:
-            what = f"no memory for a tensor of {info.nbytes:,} bytes"
+            what = f"no memory for {math.prod(shape):,} numbers of a tensor"
             raise OutOfMemoryError(what, file=self.path, key=name) from None
-        if info.nbytes:
+        if array.nbytes:
             view = memoryview(array.reshape(-1).view(np.uint8))
             with self._lock:
-                self._fill(view, self._data_begin + self.header.begins[name], key=name)
+                self._fill(view, self._data_begin + self.header.begins[name] + begin, key=name)
         return array
 
     def close(self) -> None:

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from edgellm.errors import ModelError
-from edgellm.formats import Checkpoint, QuantizationConfig, QuantizedTensor, describe_linear, read_linear
+from edgellm.formats import (
+    Checkpoint,
+    QuantizationConfig,
+    QuantizedTensor,
+    StoredTensor,
+    describe_linear,
+    open_linear,
+    read_linear,
+)
+from edgellm.formats.dtypes import FLOAT_DTYPES
 from edgellm.model.program import Program, WeightSpec
 
 #: Where the decoder stands in the names of a file: causal models, bare decoders, multimodal wrappers (v4, v5).
@@ -58,6 +67,38 @@ class Weights:
         stem, first, rows = self.place(name)
         weight = read_linear(self.checkpoint, stem, self.quantization, rows, in_features)
         return weight if rows == out_features else row_range(weight, first, first + out_features)
+
+    def is_dense(self, name: str) -> bool:
+        """Whether `rows` gives this weight: the embedding, or a linear that is stored in floating point."""
+        return self.program.weights[name].kind == "embedding" or "group_size" not in self.describe(name)
+
+    def rows(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows first..last-1 of a dense weight as stored: float32, float16, or uint16 for bfloat16.
+
+        Raises:
+            ModelError: the tensor is damaged, or not of floating point.
+        """
+        if self.program.weights[name].kind == "embedding":
+            stem, begin = self.file_name(name), 0
+        else:
+            stem, begin, _ = self.place(name)
+        info = self.checkpoint.info(f"{stem}.weight")
+        if info.dtype not in FLOAT_DTYPES:
+            allowed = ", ".join(FLOAT_DTYPES)
+            raise ModelError(
+                "not a floating point tensor", file=info.file, key=info.name, found=info.dtype, allowed=allowed
+            )
+        return self.checkpoint.read_rows(info.name, begin + first, begin + last)
+
+    def stored(self, name: str) -> StoredTensor | QuantizedTensor:
+        """A quantized linear's weight, its codes still in the file where they do not cross words."""
+        out_features, in_features = self.program.weights[name].shape
+        stem, first, rows = self.place(name)
+        weight = open_linear(self.checkpoint, stem, self.quantization, rows, in_features)
+        if rows == out_features:
+            return weight
+        last = first + out_features
+        return weight.rows(first, last) if isinstance(weight, StoredTensor) else row_range(weight, first, last)
 
     def bias(self, name: str) -> np.ndarray | None:
         """A linear's bias, float32 [out], None where the file has none."""

@@ -1,24 +1,32 @@
-"""All weights of a program in one arena: read one tensor at a time, packed for this processor's lanes."""
+"""All weights of a program in one arena, read and packed piece by piece for this processor's lanes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from edgellm.backends.cpu.arena import Arena
-from edgellm.backends.cpu.layout import LinearLayout, round_up
-from edgellm.backends.cpu.packing import layout_of, pack_linear, plan_linear
+from edgellm.backends.cpu.layout import LinearKind, LinearLayout
+from edgellm.backends.cpu.packed_plan import STORED_NAMES, piece_rows, plan_packing
+from edgellm.backends.cpu.packing import (
+    dense_factor,
+    factor_fits,
+    layout_of,
+    pack_linear,
+    pack_rows,
+    write_head,
+)
+from edgellm.backends.cpu.packing_jobs import PackingJobs
 from edgellm.backends.interface import Progress
 from edgellm.errors import OutOfMemoryError
-from edgellm.formats import QuantizedTensor
+from edgellm.formats import QuantizedTensor, StoredTensor
 from edgellm.model.program import Program, WeightSpec
 from edgellm.model.weights import Weights
 
-#: Bits that a dense linear is stored with, but for the lm_head.
-DENSE_BITS = 16
-_FLOAT_BYTES = 4
+_DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,10 @@ class PackedLinear:
 class PackedWeights:
     """The arena and what lies where in it.
 
+    A dense weight is read in pieces of rows, a quantized one as it is stored, without a byte a code; what is held
+    beside the arena at any time is a piece a thread, or a quantized linear a thread, never more than the largest tensor
+    of the file.
+
     Attributes:
         data: uint8, the arena.
         linears: by name; "embed_tokens" among them, and "lm_head" is the same one where it is tied.
@@ -52,30 +64,40 @@ class PackedWeights:
     Args:
         program: what is needed.
         weights: where it is read.
-        head_bits: of the embedding and of an unquantized lm_head, 8 or 16.
-        progress: told of the bytes packed.
+        head: how the embedding and an unquantized lm_head are stored, see `packed_plan.HEAD_BITS`.
+        progress: told of the bytes packed, by the calling thread.
+        threads: that pack.
 
     Raises:
         ModelError: a tensor is damaged.
         OutOfMemoryError: there is no memory for them.
+        UsageError: no such head.
     """
 
-    def __init__(self, program: Program, weights: Weights, head_bits: int, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weights: Weights,
+        head: str = "int8",
+        progress: Progress | None = None,
+        threads: int = 1,
+    ) -> None:
         self._weights = weights
-        self._head_bits = head_bits
-        total = planned_bytes(program, weights, head_bits)
+        self._plan = plan_packing(program, weights, head)
+        total = self._plan.nbytes
         self._arena = Arena(total)
         self.linears: dict[str, PackedLinear] = {}
         self.vectors: dict[str, int] = {}
-        for name, spec in program.weights.items():
-            try:
-                self._pack(name, spec)
-            except MemoryError:
-                raise OutOfMemoryError("no memory to pack a weight", key=name) from None
-            if progress is not None:
-                progress(min(self._arena.used_bytes, total), total)
+        self._dense: list[_Dense] = []
+        with PackingJobs(self._plan.threads_at_work(threads), progress, total) as self._jobs:
+            for name, spec in program.weights.items():
+                self._named(name, self._begin, name, spec)
+            self._jobs.drain()
+            for dense in self._dense:
+                self._finish(dense)
         if progress is not None:
             progress(total, total)
+        del self._weights, self._plan, self._dense, self._jobs
 
     @property
     def data(self) -> np.ndarray:
@@ -85,54 +107,96 @@ class PackedWeights:
     def nbytes(self) -> int:
         return self._arena.used_bytes
 
-    def _pack(self, name: str, spec: WeightSpec) -> None:
+    def describe_head(self) -> dict[str, str | int]:
+        """What the lm_head is stored as, "int4", "int8" or "float16", and its bytes, which every token reads."""
+        layout = self.linears["lm_head"].layout
+        return {"lm_head": STORED_NAMES[layout.kind], "lm_head_bytes": layout.nbytes}
+
+    def _named(self, name: str, work: Callable[..., None], *args: object) -> None:
+        try:
+            work(*args)
+        except MemoryError:
+            raise OutOfMemoryError("no memory to pack a weight", key=name) from None
+
+    def _begin(self, name: str, spec: WeightSpec) -> None:
+        """Take a weight's place, and have it packed."""
         weights = self._weights
         if spec.kind == "vector":
             self.vectors[name] = self._arena.put(weights.vector(name))
-        elif spec.kind == "embedding":
-            self.linears[name] = self._pack_linear(weights.embedding(), self._head_bits)
         elif name == "lm_head" and weights.lm_head_is_embedding:
             self.linears[name] = self.linears["embed_tokens"]
+        elif weights.is_dense(name):
+            self._begin_dense(name, self._plan.layouts[name], partial(weights.rows, name))
         else:
-            bits = self._head_bits if name == "lm_head" else DENSE_BITS
-            self.linears[name] = self._pack_linear(weights.linear(name), bits, weights.bias(name))
+            self._begin_quantized(name, weights.stored(name))
 
-    def _pack_linear(
-        self, weight: QuantizedTensor | np.ndarray, dense_bits: int, bias: np.ndarray | None = None
-    ) -> PackedLinear:
-        layout = layout_of(weight, dense_bits)
+    def _begin_quantized(self, name: str, weight: StoredTensor | QuantizedTensor) -> None:
+        layout = layout_of(weight)
+        if layout.kind == LinearKind.F16:  # dequantized: the inputs come back in their own order
+            self._jobs.drain()
+            whole = self._weights.linear(name).dequantize()
+            self._begin_dense(name, layout, lambda first, last: whole[first:last])
+            return
+        place = self._place(name, layout, weight.permutation)
+
+        def pack() -> None:
+            packed = self.linears[name]
+            self.linears[name] = replace(packed, factor=pack_linear(weight, place, layout))
+
+        self._jobs.submit(layout.nbytes, partial(self._named, name, pack))
+        if isinstance(weight, QuantizedTensor):  # its codes were read whole: one of those at a time
+            self._jobs.drain()
+
+    def _begin_dense(self, name: str, layout: LinearLayout, rows: Callable[[int, int], np.ndarray]) -> None:
+        place = self._place(name, layout, None)
+        write_head(place, layout)
+        dense = _Dense(name, layout, place, rows, [])
+        self._dense.append(dense)
+        self._pack_pieces(dense, dense_factor(layout))
+
+    def _place(self, name: str, layout: LinearLayout, permutation: np.ndarray | None) -> np.ndarray:
+        """Where a weight goes, its bias put behind it."""
         offset = self._arena.take(layout.nbytes)
-        factor = pack_linear(weight, self.data[offset : offset + layout.nbytes], layout)
-        bias_at = None
+        bias, bias_at = None, None
+        if self._weights.program.weights[name].kind == "linear":
+            bias = self._weights.bias(name)
         if bias is not None:
             padded = np.zeros(layout.blocks * layout.lanes, np.float32)
             padded[: len(bias)] = bias
             bias_at = self._arena.put(padded)
-        # a dense layout dequantizes, and that puts the inputs back into their own order
-        permuted = isinstance(weight, QuantizedTensor) and layout.group > 1
-        return PackedLinear(layout, offset, factor, bias_at, weight.permutation if permuted else None)
+        self.linears[name] = PackedLinear(layout, offset, dense_factor(layout), bias_at, permutation)
+        return self.data[offset : offset + layout.nbytes]
+
+    def _pack_pieces(self, dense: _Dense, factor: float, *, counts: bool = True) -> None:
+        layout = dense.layout
+        step = piece_rows(layout)
+        for first in range(0, layout.rows, step):
+            last = min(first + step, layout.rows)
+            nbytes = -(-(last - first) // layout.lanes) * layout.block_bytes if counts else 0
+            self._jobs.submit(nbytes, partial(self._named, dense.name, dense.pack, first, last, factor))
+
+    def _finish(self, dense: _Dense) -> None:
+        """Pack a weight again whose magnitudes are not the usual ones."""
+        largest = max(dense.largest, default=0.0)
+        if factor_fits(largest):
+            return
+        factor = dense_factor(dense.layout, largest)
+        self._pack_pieces(dense, factor, counts=False)
+        self._jobs.drain()
+        self.linears[dense.name] = replace(self.linears[dense.name], factor=factor)
 
 
-def planned_bytes(program: Program, weights: Weights, head_bits: int) -> int:
-    """The most bytes that the arena of a program takes, from headers alone."""
-    total = 0
-    for name, spec in program.weights.items():
-        if spec.kind == "vector":
-            total += round_up(_FLOAT_BYTES * spec.shape[0], 64)
-            continue
-        for layout in _planned(name, spec, weights, head_bits):
-            total += layout.nbytes + round_up(_FLOAT_BYTES * layout.blocks * layout.lanes, 64)
-    return total
+@dataclass(frozen=True)
+class _Dense:
+    """A dense weight that is being packed: its rows' source, and the largest magnitude of each piece so far."""
 
+    name: str
+    layout: LinearLayout
+    place: np.ndarray
+    rows: Callable[[int, int], np.ndarray]
+    largest: list[float]
 
-def _planned(name: str, spec: WeightSpec, weights: Weights, head_bits: int) -> Iterator[LinearLayout]:
-    rows, inputs = spec.shape
-    if spec.kind == "embedding":
-        yield plan_linear(rows, inputs, head_bits)
-    elif not (name == "lm_head" and weights.lm_head_is_embedding):
-        stored = weights.describe(name)
-        if "group_size" not in stored:
-            yield plan_linear(rows, inputs, head_bits if name == "lm_head" else DENSE_BITS)
-        else:
-            group_size = stored["group_size"] if stored["group_size"] > 0 else inputs
-            yield plan_linear(rows, inputs, stored["bits"], group_size)
+    def pack(self, first: int, last: int, factor: float) -> None:
+        """The rows first..last-1, whole bands but for the last."""
+        stored, layout = self.rows(first, last), self.layout
+        self.largest.append(pack_rows(stored, _DTYPES[stored.dtype.name], self.place, layout, factor, first))

@@ -1,22 +1,22 @@
 """Weights into the layout that the kernels read (`layout.py`), and back.
 
 Packing goes through a weight in pieces that stay in the processor's cache, so it needs no memory to speak of besides
-the weight itself and its place, and weights can be packed side by side by several threads: NumPy lets them run.
+what is stored in the file and its place, and several threads can pack side by side: kernels let them run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from edgellm.backends.cpu.layout import HEAD_BYTES, LinearKind, LinearLayout, Part, memory_group, round_up
-from edgellm.backends.cpu.linear_pack import PACK_STAGE, pack_float16, pack_rounded
-from edgellm.backends.cpu.work import share
+from edgellm.backends.cpu.code_pack import REGROUP_STAGE, pack_codes, regroup
+from edgellm.backends.cpu.layout import BAND, HEAD_BYTES, LinearKind, LinearLayout, Part, memory_group, round_up
+from edgellm.backends.cpu.linear_pack import STORED_CODES, pack_dense, scratch_floats
 from edgellm.errors import UsageError
-from edgellm.formats import QuantizedTensor
+from edgellm.formats import CodePlaces, QuantizedTensor, StoredTensor
 
 #: Codes handled at a time: they and their packed form fit a core's second-level cache.
 _PIECE_BYTES = 256 << 10
@@ -24,7 +24,14 @@ _HALF_TOP = 15  # scaled numbers stay below 2**15, half of float16's range
 #: Groups of an INT8 weight quantized here. On Gaussian rows 64 has 0.8 times the squared error of 128 for 1.5 % more
 #: bytes, where the error of either is below 1e-4 of the weight: bytes are what a decode step costs.
 _INT8_GROUPS = (128, 64, 32, 16)
-_MIDDLE = 128
+#: Group of an INT4 weight quantized here.
+_INT4_GROUP = 32
+#: Zero points of weights quantized here.
+_MIDDLES = {LinearKind.INT8: 128, LinearKind.INT4: 8}
+#: How much smaller than the largest weight the largest scale is, roughly: a power of two that keeps it below 2**16.
+_SCALES_PER_WEIGHT = {LinearKind.F16: 1, LinearKind.INT8: 128, LinearKind.INT4: 8}
+#: Largest magnitude of dense weights as they are published; its inverse is the least.
+_USUAL_LARGEST = 255.0
 
 
 def plan_linear(
@@ -34,17 +41,19 @@ def plan_linear(
 
     Args:
         bits: 2 to 8 for codes; 16 for dense numbers.
-        group_size: of the codes; None for a dense weight, which is quantized to 8 bits where `bits` is 8.
+        group_size: of the codes; None for a dense weight, which is quantized where `bits` is 8 or 4.
         own_zeros: whether zero points differ; False where they are all the same.
 
     Raises:
-        UsageError: dense with other than 8 or 16 bits.
+        UsageError: dense with other than 4, 8 or 16 bits.
     """
     if group_size is None:
-        if bits not in (8, 16):
-            raise UsageError("no such storage of a dense weight", key="bits", found=bits, allowed="8, 16")
+        if bits not in (4, 8, 16):
+            raise UsageError("no such storage of a dense weight", key="bits", found=bits, allowed="4, 8, 16")
         if bits == 16:
             return LinearLayout(LinearKind.F16, rows, inputs, 1)
+        if bits == 4:
+            return LinearLayout(LinearKind.INT4, rows, inputs, _INT4_GROUP)
         group = min(_INT8_GROUPS, key=lambda group: (round_up(inputs, group), -group))
         return LinearLayout(LinearKind.INT8, rows, inputs, group)
     group = memory_group(group_size, inputs)
@@ -53,111 +62,158 @@ def plan_linear(
     return LinearLayout(LinearKind.INT4 if bits <= 4 else LinearKind.INT8, rows, inputs, group, own_zeros)
 
 
-def layout_of(weight: QuantizedTensor | np.ndarray, dense_bits: int = 16) -> LinearLayout:
-    """The layout of a weight at hand; a dense one is stored with `dense_bits`, 8 or 16."""
-    if isinstance(weight, QuantizedTensor):
+def layout_of(weight: StoredTensor | QuantizedTensor | np.ndarray, dense_bits: int = 16) -> LinearLayout:
+    """The layout of a weight at hand; a dense one is stored with `dense_bits`, 4, 8 or 16."""
+    if not isinstance(weight, np.ndarray):
         own_zeros = bool((weight.zeros != weight.zeros.flat[0]).any())
         return plan_linear(*weight.shape, weight.bits, weight.group_size, own_zeros)
     return plan_linear(*weight.shape, dense_bits)
 
 
-def pack_linear(weight: QuantizedTensor | np.ndarray, out: np.ndarray, layout: LinearLayout, threads: int = 1) -> float:
+def pack_linear(weight: StoredTensor | QuantizedTensor | np.ndarray, out: np.ndarray, layout: LinearLayout) -> float:
     """Write a weight in `layout`, which `layout_of` or `plan_linear` gave for it.
 
     Args:
         weight: quantized, or float [rows, inputs]. Codes stay in the order of their columns, so activations must be
             read through its permutation; where codes become F16 they are dequantized, in the order of the inputs.
         out: uint8 [layout.nbytes], zeroed: padding is not written.
-        threads: how many share the work.
 
     Returns:
         The factor of the whole weight, a power of two.
 
     Raises:
         UsageError: weight, place and layout do not fit each other.
+        ModelError, OutOfMemoryError: the words of a stored weight cannot be read.
     """
     if weight.shape != (layout.rows, layout.inputs) or out.shape != (layout.nbytes,) or out.dtype != np.uint8:
         raise UsageError("does not fit the layout", key="weight", found=f"{weight.shape} into {out.shape} {out.dtype}")
+    if isinstance(weight, np.ndarray):
+        return _pack_dense(weight, out, layout)
+    if isinstance(weight, StoredTensor) and not _packs_from_words(weight, layout):
+        weight = weight.load()
     if layout.kind == LinearKind.F16:
-        return _pack_dense(weight, out, layout, threads)
-    if isinstance(weight, QuantizedTensor):
-        return _pack_codes(weight, out, layout, threads)
-    return _pack_rounded(weight, out, layout, threads)
+        return _pack_dense(weight.dequantize(), out, layout)
+    return _pack_quantized(weight, out, layout)
 
 
-def _pack_codes(weight: QuantizedTensor, out: np.ndarray, layout: LinearLayout, threads: int) -> float:
-    factor = 1.0 if weight.scales.dtype == np.float16 else power_of_two(weight.scales)
+def _pack_quantized(weight: StoredTensor | QuantizedTensor, out: np.ndarray, layout: LinearLayout) -> float:
+    factor = 1.0 if weight.scales.dtype == np.float16 else power_of_two(_largest(weight.scales))
     source = np.minimum(np.arange(layout.groups) * layout.group // weight.group_size, weight.scales.shape[1] - 1)
     if not layout.own_zeros:
-        _write_head(out, layout, int(weight.zeros.flat[0]))
-
-    def pack(first_band: int, last_band: int) -> None:
-        for part in layout.parts(first_band, last_band):
-            places = PartView(out, layout, part)
-            groups = source[part.first_group : part.last_group]
-            for first, last in _pieces(layout, part):
-                scales = weight.scales[first:last, groups]
-                if factor != 1.0:
-                    scales = scales / np.float32(factor)
-                block = first // layout.lanes - part.first_block
-                _transpose_into(places.scales, block, scales.astype(np.float16))
-                if places.zeros is not None:
-                    _transpose_into(places.zeros, block, weight.zeros[first:last, groups].astype(places.zeros.dtype))
-                columns = slice(part.first_group * layout.group, part.last_group * layout.group)
+        write_head(out, layout, int(weight.zeros.flat[0]))
+    for part in layout.parts():
+        places = PartView(out, layout, part)
+        groups = source[part.first_group : part.last_group]
+        columns = slice(part.first_group * layout.group, part.last_group * layout.group)
+        for first, last in _pieces(layout, part):
+            scales = weight.scales[first:last, groups]
+            if factor != 1.0:
+                scales = scales / np.float32(factor)
+            block = first // layout.lanes - part.first_block
+            _transpose_into(places.scales, block, scales.astype(np.float16))
+            if places.zeros is not None:
+                _transpose_into(places.zeros, block, weight.zeros[first:last, groups].astype(places.zeros.dtype))
+            if isinstance(weight, QuantizedTensor):
                 _transpose_into(places.lines, block, _quads(weight.codes[first:last, columns], layout, part))
-
-    _side_by_side(pack, layout.bands, threads)
+    if isinstance(weight, StoredTensor):
+        _write_stored(out, layout, weight)
     return factor
 
 
-def _pack_rounded(weight: np.ndarray, out: np.ndarray, layout: LinearLayout, threads: int) -> float:
-    factor = power_of_two(weight) / 128.0  # so that the largest scale stays in float16's range, and small ones normal
-    _write_head(out, layout, _MIDDLE)
-    flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
+def _packs_from_words(weight: StoredTensor, layout: LinearLayout) -> bool:
+    interleaved = weight.places.interleaved
+    return layout.kind != LinearKind.F16 and not (interleaved and (layout.inputs % 8 or weight.bits != 4))
 
-    def pack(first_band: int, last_band: int) -> None:
-        stage = np.zeros(PACK_STAGE, np.float32)
-        for part in layout.parts(first_band, last_band):
-            inputs = (part.first_group * layout.group, min(part.last_group * layout.group, layout.inputs))
-            sizes = (layout.group, layout.lines_offset(part.groups), layout.piece_bytes(part.groups))
-            shape, blocks = (layout.rows, layout.inputs), (part.first_block, part.last_block)
-            pack_rounded(out, flat, stage, *shape, *inputs, *sizes, part.offset, np.float32(factor), *blocks)
 
-    _side_by_side(pack, layout.bands, threads)
+def _write_stored(out: np.ndarray, layout: LinearLayout, weight: StoredTensor) -> None:
+    places, words = weight.ordered_places(), weight.read_words().reshape(-1)
+    if places.interleaved:
+        width = int(places.input_word[1])
+        regroup(words.view(np.float32), np.zeros(REGROUP_STAGE, np.float32), layout.inputs, width)
+        regrouped = CodePlaces.along_columns(width, layout.inputs, 4)
+        row_word = places.row_word + places.row_shift // 4 * width
+        places = replace(regrouped, input_word=8 * regrouped.input_word, row_word=row_word)
+    stage = np.zeros(layout.lanes, np.int32)
+    for part in layout.parts():
+        lines = part.offset + layout.lines_offset(part.groups)
+        sizes = np.array([layout.bits, weight.bits, part.groups * layout.group, lines, layout.piece_bytes(part.groups)])
+        inputs = slice(part.first_group * layout.group, part.last_group * layout.group)
+        rows = slice(part.first_block * layout.lanes, part.last_block * layout.lanes)
+        tables = (places.input_word[inputs], places.input_shift[inputs], places.row_word[rows])
+        pack_codes(out, words, *tables, sizes, stage)
+
+
+def _pack_dense(weight: np.ndarray, out: np.ndarray, layout: LinearLayout) -> float:
+    weight, factor = np.ascontiguousarray(weight, np.float32), dense_factor(layout)
+    write_head(out, layout)
+    largest = pack_rows(weight, "F32", out, layout, factor)
+    if factor_fits(largest):
+        return factor
+    factor = dense_factor(layout, largest)
+    pack_rows(weight, "F32", out, layout, factor)
     return factor
 
 
-def _pack_dense(weight: QuantizedTensor | np.ndarray, out: np.ndarray, layout: LinearLayout, threads: int) -> float:
-    if isinstance(weight, QuantizedTensor):
-        weight = weight.dequantize()
-    factor = power_of_two(weight)
-    flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
-    sizes = (layout.rows, layout.inputs, layout.lines_offset(layout.groups), layout.block_bytes)
+def pack_rows(
+    stored: np.ndarray, dtype: str, out: np.ndarray, layout: LinearLayout, factor: float, first_row: int = 0
+) -> float:
+    """Rows of a dense weight into their blocks.
 
-    def pack(first: int, last: int) -> None:
-        pack_float16(out, flat, np.zeros(PACK_STAGE, np.float32), *sizes, np.float32(1 / factor), first, last)
+    Args:
+        stored: [n, layout.inputs] as stored: float32, float16, or uint16 for bfloat16; C-contiguous.
+        dtype: the safetensors name of what they are stored as.
+        out: uint8, the whole weight; rows that fill up the last block are zeros.
+        factor: of the whole weight.
+        first_row: the first of these rows; a band of the layout begins with it, and one ends with the last.
 
-    _side_by_side(pack, layout.blocks, threads)
-    return factor
+    Returns:
+        The largest magnitude among them, for `factor_fits`.
+    """
+    rows, inputs = stored.shape
+    stride = max(inputs, layout.lanes)  # the kernel reads whole vectors
+    if stride > inputs:
+        stored = np.pad(stored, ((0, 0), (0, stride - inputs)))
+    scratch = np.zeros(scratch_floats(max(layout.stretch * layout.group, stride)), np.float32)
+    numbers, largest = stored.reshape(-1).view(np.uint8), 0.0
+    height = BAND * layout.lanes
+    for part in layout.parts(first_row // height, -(-(first_row + rows) // height)):
+        first, last = part.first_group * layout.group, part.last_group * layout.group
+        sizes = (layout.kind, last - first, layout.group, layout.lines_offset(part.groups))
+        where = (part.offset, layout.piece_bytes(part.groups))
+        begin = part.first_block * layout.lanes - first_row
+        end = min(part.last_block * layout.lanes - first_row, rows)
+        # a row that is one stretch goes to its end, which is behind its inputs where it was filled up
+        read = (stride, first, last if last < inputs else stride, begin, end)
+        values = np.array((*sizes, *where, *read), np.int64)
+        found = pack_dense(out, numbers, STORED_CODES[dtype], scratch, values, np.float32(factor))
+        largest = max(largest, float(found))
+    return largest
 
 
-def _side_by_side(work: Callable[[int, int], None], count: int, threads: int) -> None:
-    """work(first, last) over `count` pieces, by `threads` threads."""
-    if threads == 1:
-        work(0, count)
-        return
-    bounds = [share(ith, threads, count) for ith in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, first, last) for first, last in bounds]:
-            done.result()
+def dense_factor(layout: LinearLayout, largest: float = _USUAL_LARGEST) -> float:
+    """The factor of a dense weight whose largest magnitude is that.
+
+    Weights as people publish them lie in one wide range, so they are packed in one pass with its factor: scales (F16:
+    the weights) are then normal numbers of float16 from 2**-21 on, and magnitudes below 2**8 fit. Where the largest one
+    turns out to lie elsewhere (`factor_fits`), the weight is packed again with the factor made for it.
+    """
+    return power_of_two(largest) / _SCALES_PER_WEIGHT[layout.kind]
 
 
-def power_of_two(values: np.ndarray) -> float:
-    """The power of two that divides `values` into float16's range with the most room below: 1.0 for zeros, NaN, inf."""
-    largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+def factor_fits(largest: float) -> bool:
+    """Whether the usual `dense_factor` serves a weight with that largest magnitude."""
+    return largest == 0.0 or 1 / _USUAL_LARGEST <= largest <= _USUAL_LARGEST
+
+
+def power_of_two(largest: float) -> float:
+    """The power of two that divides `largest` into float16's range with the most room below: 1.0 for 0, NaN, inf."""
     if not math.isfinite(largest) or largest == 0.0:
         return 1.0
     return max(2.0 ** (math.frexp(largest)[1] - _HALF_TOP), 2.0**-126)
+
+
+def _largest(values: np.ndarray) -> float:
+    return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
 
 
 def _pieces(layout: LinearLayout, part: Part) -> Iterator[tuple[int, int]]:
@@ -168,9 +224,12 @@ def _pieces(layout: LinearLayout, part: Part) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, end)
 
 
-def _write_head(out: np.ndarray, layout: LinearLayout, zero: int) -> None:
+def write_head(out: np.ndarray, layout: LinearLayout, zero: int | None = None) -> None:
+    """The line of zero points before the blocks, where the layout has one; None for a weight quantized here."""
+    if layout.kind == LinearKind.F16:
+        return
     dtype = np.uint8 if layout.kind == LinearKind.INT4 else np.float16
-    out[:HEAD_BYTES].view(dtype)[: layout.lanes] = zero
+    out[:HEAD_BYTES].view(dtype)[: layout.lanes] = _MIDDLES[layout.kind] if zero is None else zero
 
 
 class PartView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,21 @@ class CpuRunner:
         team: closed with the runner.
         max_tokens: of a step.
         two_planes_up_to: steps of up to so many tokens give activations 16 bits, in two planes.
+        precision: what `describe` says of it beside the lm_head.
     """
 
     def __init__(
-        self, program: Program, packed: PackedWeights, team: Team, max_tokens: int, two_planes_up_to: int
+        self,
+        program: Program,
+        packed: PackedWeights,
+        team: Team,
+        max_tokens: int,
+        two_planes_up_to: int,
+        precision: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.program = program
         self.weight_nbytes = packed.nbytes
+        self._precision = {**packed.describe_head(), **precision}
         self._team = team
         self._two_planes_up_to = two_planes_up_to
         self._lowered = lower(program, packed, max_tokens, planes=2)
@@ -76,6 +85,7 @@ class CpuRunner:
             "isa": TARGET.isa,
             "threads": self._team.threads,
             "weights": "packed",
+            **self._precision,
             "work": asdict(work_of(self._lowered.table)),
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 
 from edgellm.backends.interface import MemoryPlan, Progress
@@ -20,6 +22,7 @@ class ReferenceBackend:
     devices = ("cpu",)
     prefill_chunk = 128
     finished = True
+    options = MappingProxyType({})
 
     def unavailable(self) -> str | None:
         """It always can."""

@@ -152,7 +152,7 @@ def test_nan_in_a_weight_reaches_the_logits(runners) -> None:
     assert not np.isfinite(logits_of(runner, [5])).any()
 
 
-@pytest.mark.parametrize("options", [{"lm_head": "int4"}, {"activations": "float"}, {"threads": 0}], ids=str)
+@pytest.mark.parametrize("options", [{"lm_head": "int2"}, {"activations": "float"}, {"threads": 0}], ids=str)
 def test_choices_that_do_not_exist_are_named(options: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         load_cpu(GOLDEN_FOLDER / "tinyllama", **options)

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from edgellm.backends.cpu.arena import Arena
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout, memory_group
-from edgellm.backends.cpu.packing import PartView, layout_of, pack_linear, plan_linear, unpack_linear
+from edgellm.backends.cpu.packing import (
+    PartView,
+    dense_factor,
+    factor_fits,
+    layout_of,
+    pack_linear,
+    pack_rows,
+    plan_linear,
+    unpack_linear,
+    write_head,
+)
 from edgellm.errors import OutOfMemoryError, UsageError
-from edgellm.formats import QuantizedTensor
+from edgellm.formats import (
+    QuantizedTensor,
+    awq,
+    bfloat16_to_float32,
+    compressed_tensors,
+    float32_to_bfloat16,
+    gptq,
+)
 from tests.backends.cpu.linears import nmse, random_weight
 
 
@@ -107,14 +126,69 @@ def test_eight_bits_from_dense_are_within_half_a_step(inputs: int) -> None:
     assert nmse(found, dense) < 5e-5
 
 
+@pytest.mark.parametrize("inputs", [8, 32, 100, 2600])
+def test_four_bits_from_dense_find_a_good_scale(inputs: int) -> None:
+    rng = np.random.default_rng(3)
+    dense = (rng.standard_normal((53, inputs)) * 0.02).astype(np.float32)
+    dense[3] = 0
+    dense[4] = np.abs(dense[4])
+    out, layout, factor = packed(dense, 4)
+    found = unpack_linear(out, layout, factor)
+    assert (layout.kind, layout.group, layout.own_zeros) == (LinearKind.INT4, 32, False)
+    assert not found[3].any()
+    groups = np.zeros((53, layout.groups, 32), np.float32)
+    groups.reshape(53, -1)[:, :inputs] = dense
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(2)[..., None], 2)
+    steps = np.where(extreme == 0, 1, extreme / -8)
+    naive = (np.clip(np.rint(groups / steps), -8, 7) * steps).reshape(53, -1)[:, :inputs]
+    assert nmse(found, dense) < 0.97 * nmse(naive, dense) < 0.0085
+
+
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_threads_pack_the_same_bytes(bits: int) -> None:
-    rng = np.random.default_rng(4)
-    weight = random_weight(90, 100, 4, 32) if bits == 4 else rng.standard_normal((90, 100)).astype(np.float32)
-    out, layout, factor = packed(weight, 16 if bits == 4 else bits)
-    by_three = np.zeros(layout.nbytes, np.uint8)
-    assert pack_linear(weight, by_three, layout, threads=3) == factor
-    assert np.array_equal(out, by_three)
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_rows_as_stored_pack_like_their_float32(dtype: str, bits: int) -> None:
+    rng = np.random.default_rng(8)
+    dense = rng.standard_normal((300, 2100)).astype(np.float32)
+    stored = {"F32": dense, "F16": dense.astype(np.float16), "BF16": float32_to_bfloat16(dense)}[dtype]
+    exact = bfloat16_to_float32(stored) if dtype == "BF16" else stored.astype(np.float32)
+    expected, layout, factor = packed(exact, bits)
+    found = np.zeros(layout.nbytes, np.uint8)
+    write_head(found, layout)
+    assert pack_rows(stored, dtype, found, layout, factor) == np.abs(exact).max()
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("exponent", [-40, -12, 0, 12, 60])
+def test_weights_of_any_magnitude_pack_alike(exponent: int, bits: int) -> None:
+    dense = np.random.default_rng(9).standard_normal((20, 64)).astype(np.float32)
+    out, layout, factor = packed(dense, bits)
+    scaled, _, scaled_factor = packed(np.ldexp(dense, exponent), bits)
+    assert factor_fits(float(np.abs(dense).max()))
+    expected = np.ldexp(unpack_linear(out, layout, factor), exponent)
+    assert nmse(unpack_linear(scaled, layout, scaled_factor), expected) < 1e-7
+    assert dense_factor(layout, float("inf")) == dense_factor(layout, 0.0)
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize(("rows", "inputs"), [(16, 64), (48, 96), (160, 2144)])
+@pytest.mark.parametrize("name", ["gptq", "gptq 8 bits", "gptq 2 bits", "awq", "gemv", "compressed-tensors"])
+def test_words_of_a_file_pack_like_their_codes(name: str, rows: int, inputs: int, permuted: bool) -> None:
+    bits = {"gptq 8 bits": 8, "gptq 2 bits": 2}.get(name, 4)
+    module = {"aw": awq, "ge": awq, "co": compressed_tensors}.get(name[:2], gptq)
+    weight = random_weight(rows, inputs, bits, 32, permuted=permuted and module is not awq)
+    weight = replace(weight, zeros=np.clip(weight.zeros, 1, (1 << bits) - 1).astype(np.int16))
+    options = {"version": "gemv"} if name == "gemv" else {}
+    tensors = module.pack(weight, **options)
+    words = tensors.pop("weight_packed" if module is compressed_tensors else "qweight")
+    if module is not awq:
+        options["bits"] = bits
+    stored = module.stored(tensors, words.copy, shape=weight.shape, group_size=32, **options)
+    for part, whole in ((stored, stored.load()), (stored.rows(3, rows - 2), stored.rows(3, rows - 2).load())):
+        expected, layout, factor = packed(whole)
+        found, found_layout, found_factor = packed(part)
+        assert (found_layout, found_factor) == (layout, factor)
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
