@@ -101,7 +101,8 @@ def prepare(opened: OpenedModel, recipe: Recipe) -> Conversion:
     """Read the calibration text, decide each linear's bits, plan the memory. Raises: as `convert`."""
     from edgellm.convert.budget import plan
     from edgellm.convert.calibration import load_calibration
-    from edgellm.convert.job import make_job
+    from edgellm.convert.job import make_job, units_for
+    from edgellm.convert.survey import assign_by_budget
 
     calibration = None
     if recipe.method != "rtn" or recipe.average_bits is not None:
@@ -111,7 +112,10 @@ def prepare(opened: OpenedModel, recipe: Recipe) -> Conversion:
         )
     elif recipe.calibration is not None:
         raise UsageError("rounding to nearest reads no calibration text", key="calibration", found=recipe.calibration)
-    job = make_job(opened, recipe)
+    assignment = None
+    if recipe.average_bits is not None:
+        assignment = assign_by_budget(opened, recipe, units_for(opened.weights, recipe), calibration)
+    job = make_job(opened, recipe, assignment)
     tokens = 0 if calibration is None else calibration.tokens
     available = memory.available_bytes()
     limit = recipe.max_ram

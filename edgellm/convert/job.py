@@ -99,7 +99,7 @@ def make_job(opened: OpenedModel, recipe: Recipe, assignment: Assignment | None 
         UsageError: the recipe does not fit the model.
     """
     weights = opened.weights
-    units = _all_units(weights, recipe)
+    units = units_for(weights, recipe)
     assignment = assignment or assign(recipe, units)
     quantized = {unit.stem: unit for unit in units if assignment.schemes[unit.stem] is not None}
     if not quantized:
@@ -111,7 +111,8 @@ def make_job(opened: OpenedModel, recipe: Recipe, assignment: Assignment | None 
     )  # fmt: skip
 
 
-def _all_units(weights: Weights, recipe: Recipe) -> list[Unit]:
+def units_for(weights: Weights, recipe: Recipe) -> list[Unit]:
+    """All linears that a recipe may quantize: a tied lm_head too where it asks for that."""
     units = units_of(weights)
     if recipe.lm_head_bits is not None and weights.lm_head_is_embedding:
         rows, width = weights.program.weights["lm_head"].shape

@@ -117,7 +117,7 @@ class Sequential:
             return
         result = None if stage.keeps is None else self._made(layer, stage.keeps)
         with self.runner.stretch(stage.begin, stage.end, stage.keeps) as stretch:
-            stretch.run_all(inputs, result, tap)
+            stretch.run_all(inputs, result, _only(stage.linear, tap))
         if result is not None:
             self._kept[stage.keeps] = result
 
@@ -137,6 +137,18 @@ class Sequential:
     def _release(self, keep: tuple[str, ...]) -> None:
         for name in [name for name in self._kept if name not in keep]:
             self._kept.pop(name).close()
+
+
+def _only(linear: Op | None, tap: Tap) -> Tap | None:
+    """`tap` for the stage's own linear: those inside the stage were shown by the stage before."""
+    if linear is None:
+        return None
+
+    def narrowed(names: tuple[str, ...], x: np.ndarray) -> None:
+        if names == linear.weights:
+            tap(names, x)
+
+    return narrowed
 
 
 def _show(linear: Op, inputs: Activations, tap: Tap) -> None:
