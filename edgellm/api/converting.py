@@ -12,6 +12,8 @@ from edgellm.api.fingerprint import fingerprint
 from edgellm.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgellm.convert.budget import Budget
     from edgellm.convert.calibration import Calibration
     from edgellm.convert.forecast import Forecast
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from edgellm.convert.recipe import Recipe
     from edgellm.model import OpenedModel
 
+#: Sequences and tokens of each that held-out text is measured on, at most.
+_HELD_OUT = (32, 512)
 #: Called with (work done, work in all, what is being done); layers are what is counted.
 ConvertProgress = Callable[[float, float, str], None]
 
@@ -41,6 +45,7 @@ def convert(
     recipe: Mapping[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    held_out: str | os.PathLike[str] | None = None,
     progress: ConvertProgress | None = None,
     **settings: Any,
 ) -> ConversionResult:
@@ -52,6 +57,7 @@ def convert(
         recipe: settings by name; those given here count more.
         resume: go on with what an interrupted run left, with the same settings.
         overwrite: replace `out`, and what another run left unfinished.
+        held_out: a text that calibration has not seen; the report then says what the conversion cost in perplexity.
         progress: see `ConvertProgress`.
         settings: see `convert.recipe.Recipe` and `convert.scheme.Scheme`: method, bits, group_size, sym, desc_act ...
 
@@ -65,7 +71,8 @@ def convert(
 
     with planning.open_path(src) as opened:
         ready = prepare(opened, make(recipe, settings))
-        return run_job(
+        rows = None if held_out is None else _held_out_rows(opened, held_out)
+        result = run_job(
             ready.job,
             out,
             calibration=ready.calibration,
@@ -75,6 +82,8 @@ def convert(
             overwrite=overwrite,
             progress=progress,
         )
+        _write_report(ready, result, rows, held_out)
+        return result
 
 
 def forecast(src: str | os.PathLike[str], *, recipe: Mapping[str, Any] | None = None, **settings: Any) -> Forecast:
@@ -123,3 +132,47 @@ def prepare(opened: OpenedModel, recipe: Recipe) -> Conversion:
     if limit is None and available is not None:
         limit = process + available - memory.reserve_bytes(available)
     return Conversion(opened, job, calibration, plan(job, tokens, limit, process))
+
+
+def _held_out_rows(opened: OpenedModel, path: str | os.PathLike[str]) -> np.ndarray:
+    """Token ids int32 [N, L] of a held-out text. Raises: as `load_calibration`."""
+    from edgellm.convert.calibration import load_calibration
+
+    length = min(_HELD_OUT[1], opened.config.max_position_embeddings)
+    return load_calibration(opened, path, sequences=_HELD_OUT[0], length=length).token_ids
+
+
+def _write_report(
+    ready: Conversion, result: ConversionResult, rows: np.ndarray | None, held_out: str | os.PathLike[str] | None
+) -> None:
+    """Put report.json into the output: each linear's error, and on held-out text the output against the source."""
+    from dataclasses import asdict
+
+    from edgellm.convert.held_out import compare_on_rows
+    from edgellm.convert.report import LinearCost, Report, Stage, write_report
+
+    stages = ()
+    if rows is not None:
+        with planning.open_path(result.out) as model:
+            stages = (Stage("quantized", result.output_bytes, compare_on_rows(model, ready.opened, rows)),)
+    notes = list(result.notes)
+    if result.resumed_pieces:
+        notes.append(f"{result.resumed_pieces} pieces were done by an earlier run; their errors are not listed")
+    report = Report(
+        source=ready.opened.path,
+        output=str(result.out),
+        method=ready.job.recipe.method,
+        source_bytes=result.source_bytes,
+        output_bytes=result.output_bytes,
+        bits_per_weight=result.bits_per_weight,
+        seconds=round(result.seconds, 3),
+        peak_bytes=memory.peak_bytes(),
+        settings={**asdict(ready.job.recipe), "overrides": dict(ready.job.recipe.overrides)},
+        linears=tuple(
+            LinearCost(entry.name, entry.error, entry.bits, entry.group_size, entry.loss) for entry in result.linears
+        ),
+        stages=stages,
+        held_out=None if held_out is None else os.fspath(held_out),
+        notes=tuple(notes),
+    )
+    write_report(report, result.out)

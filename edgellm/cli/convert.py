@@ -78,6 +78,7 @@ def _add_calibration(parser: Parser) -> None:
     group.add_argument("--calibration", metavar="FILE", help='a text, or .jsonl of {"text"} or {"messages"} (built in)')
     group.add_argument("--sequences", metavar="N", type=options.positive, help="of calibration tokens, at most (128)")
     group.add_argument("--sequence-length", metavar="N", type=options.positive, help="tokens of each (512)")
+    group.add_argument("--held-out", metavar="FILE", help="measure perplexity before and after on this text")
     group.add_argument("--seed", metavar="N", type=int, help="which sequences of a long text are taken (0)")
 
 
@@ -112,7 +113,7 @@ def run(args: Namespace) -> int:
         raise UsageError("is missing", key="OUT", hint="Name the new folder, or say --dry-run.")
     with StatusLine(terminal) as line:
         result = converting.convert(
-            source, args.out, recipe=recipe, resume=args.resume, overwrite=args.overwrite,
+            source, args.out, recipe=recipe, resume=args.resume, overwrite=args.overwrite, held_out=args.held_out,
             progress=_Shown(line, terminal), **settings,
         )  # fmt: skip
     _tell(result, args, terminal)

@@ -40,10 +40,16 @@ def test_durations() -> None:
 
 def test_a_conversion_and_the_model_it_makes(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
-    assert main(["convert", str(source), str(out), *SMALL, "--bits", "4", "--method", "gptq", "--json"]) == 0
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("some words that nobody calibrated on " * 20)
+    command = ["convert", str(source), str(out), *SMALL, "--bits", "4", "--method", "gptq", "--json"]
+    assert main([*command, "--held-out", str(held_out)]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert len(facts["linears"]) == 14
     assert facts["output_bytes"] < facts["source_bytes"]
+    report = json.loads((out / "report.json").read_text())
+    assert [entry["name"] for entry in report["linears"]] == [entry["name"] for entry in facts["linears"]]
+    assert report["stages"][0]["quality"]["against"]["kl_mean"] > 0
     with edgellm.load(out, backend="reference") as llm:
         assert llm.info["quantization"]["bits"] == 4
         assert llm.generate("abc", max_tokens=3).usage.completion_tokens > 0
