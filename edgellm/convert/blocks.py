@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from edgellm.backends import find
+from edgellm import backends
 from edgellm.backends.interface import Batch
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.convert.activations import Activations
@@ -128,7 +128,7 @@ class Stretch:
         self, program: Program, weights: PatchedWeights | _EmbeddingRows, step_tokens: int, following: Op | None
     ) -> None:
         self.program = program
-        self._runner = find("reference").load(program, weights)
+        self._runner = backends.find("reference").load(program, weights)
         self._step_tokens = step_tokens
         ops = program.ops if following is None else (*program.ops, following)
         self._linears = {index: op for index, op in enumerate(ops) if op.kind in ("linear", "logits")}
