@@ -29,7 +29,7 @@ THIRD_PARTY = {
     "formats": {"numpy", "safetensors"},
     "text": {"tokenizers", "sentencepiece", "jinja2", "numpy"},
     "model": {"numpy"},
-    "convert": {"numpy", "numba", "safetensors", "matplotlib"},
+    "convert": {"numpy", "numba", "safetensors", "tomli", "matplotlib"},
     "backends": {"numpy"},
     "backends.reference": {"numpy"},
     "engine": {"numpy", "safetensors"},
