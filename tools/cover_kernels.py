@@ -3,13 +3,15 @@
     python -m tools.cover_kernels [--html FOLDER] [pytest arguments]
 
 Compiled code leaves no trace in coverage.py, so kernels run as plain Python here (`simd/emulate.py`), every access to
-memory checked; the tests take their smallest cases by themselves. What never runs without the JIT, `pragma: no cover`
-says at the line. Needs coverage.py (the `dev` extra).
+memory checked; the tests take their smallest cases by themselves. Nothing is left out of the count: what only compiled
+code, another system or another process reaches stands in the column of missing lines. Needs coverage.py, which no
+test does: `pip install coverage`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -49,6 +51,9 @@ def main() -> int:
     parser.add_argument("--html", type=Path, help="folder for pages that show each line")
     parser.add_argument("tests", nargs="*", default=["tests/backends/cpu"], help="arguments for pytest")
     given = parser.parse_args()
+    if importlib.util.find_spec("coverage") is None:
+        print("coverage.py is not installed here: pip install coverage", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "coverage"
         tests = _coverage(data, "run", f"--source={SOURCE}", "-m", "pytest", "-p", "no:cacheprovider", *given.tests)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +36,16 @@ def test_the_import_is_quick_and_imports_nothing_heavy():
     found = [run.stdout.split() for run in runs]
     assert all(words[1:] == [] for words in found)
     assert min(float(words[0]) for words in found) < 0.05
+
+
+def test_the_import_changes_nothing_in_the_process(tmp_path):
+    code = (
+        "import os, signal, sys, threading;"
+        "state = lambda: (dict(os.environ), [signal.getsignal(s) for s in signal.valid_signals()],"
+        " threading.active_count(), os.getcwd(), os.listdir('.'), sys.getrecursionlimit(), sys.excepthook);"
+        "before = state(); import edgellm; edgellm.load, edgellm.convert; assert state() == before"
+    )
+    root = str(Path(edgellm.__file__).parents[1])
+    environ = {**os.environ, "PYTHONPATH": root, "HOME": str(tmp_path / "home")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environ)
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 import edgellm
+from tests.api.resources import Held, anonymous_bytes, held
 
 CONTEXT = 256
 #: What an answer keeps of each token: its id, its text, its place in two lists.
@@ -20,24 +20,17 @@ SLACK_BYTES = 1 << 20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the process's own memory from /proc")
 
 
-def anonymous_bytes() -> int:
-    """RssAnon and VmSwap: what mapped files hide is left out, what was swapped out is not."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon", "VmSwap")))
-
-
 def soak(folder: Path, cache_dtype: str, tokens: int) -> list[int]:
     """Bytes after each tenth of an answer of `tokens` tokens."""
     with edgellm.load(folder, backend="cpu", context=CONTEXT, cache_dtype=cache_dtype, threads=1) as llm:
         llm.generate("warm", max_tokens=2 * CONTEXT, ignore_eos=True)
-        seen, count, samples = 0, 0, []
+        count, samples = 0, []
         with llm.stream("Once upon", max_tokens=tokens, ignore_eos=True, temperature=1.0, seed=5) as stream:
             for piece in stream:
                 count += piece.token is not None
                 if count >= (len(samples) + 1) * tokens // 10:
                     samples.append(anonymous_bytes())
-            seen = len(stream.result.tokens)
-        assert seen == tokens
+            assert len(stream.result.tokens) == tokens
         logits = llm.logits([1, 2, 3])
         assert np.isfinite(logits).all()
     return samples
@@ -63,8 +56,8 @@ def test_a_hundred_thousand_tokens_through_a_ring_of_256(tiny: Path, cache_dtype
     assert growth(samples) <= 100_000 * BYTES_A_TOKEN + SLACK_BYTES
 
 
-def requests(folder: Path, count: int) -> tuple[int, int, int]:
-    """What `count` requests, some cancelled, some dropped, leave behind: bytes, open files, threads."""
+def requests(folder: Path, count: int) -> Held:
+    """What `count` requests, some cancelled, some dropped, leave behind."""
     with edgellm.load(folder, backend="cpu", context=64, slots=2, threads=2) as llm:
 
         def some(first: int, last: int) -> None:
@@ -80,20 +73,20 @@ def requests(folder: Path, count: int) -> tuple[int, int, int]:
                     llm.generate(prompt, max_tokens=4, ignore_eos=True)
 
         some(0, 60)
-        before = (anonymous_bytes(), len(os.listdir("/proc/self/fd")), threading.active_count())
+        before = held()
         some(60, 60 + count)
-        after = (anonymous_bytes(), len(os.listdir("/proc/self/fd")), threading.active_count())
-    return tuple(b - a for a, b in zip(before, after, strict=True))
+        return held() - before
 
 
 def test_requests_leave_nothing_behind(tiny: Path) -> None:
-    grown, files, threads = requests(tiny, 120)
-    assert grown <= SLACK_BYTES
-    assert (files, threads) == (0, 0)
+    left = requests(tiny, 120)
+    assert left.memory <= SLACK_BYTES
+    assert (left.files, left.threads) == (0, 0)
 
 
 @pytest.mark.slow
 def test_six_thousand_requests_leave_nothing_behind(tiny: Path) -> None:
-    grown, files, threads = requests(tiny, 6000)
-    assert grown <= SLACK_BYTES * 4  # 0.7 KiB a request; peers leak 3 to 12 MiB
-    assert (files, threads) == (0, 0)
+    left = requests(tiny, 6000)
+    print(left)
+    assert left.memory <= SLACK_BYTES * 4  # 0.7 KiB a request; peers leak 3 to 12 MiB
+    assert (left.files, left.threads) == (0, 0)
