@@ -64,13 +64,20 @@ def _zeros_u8(weights, at):
 
 
 def _make_sums(width: int, bits: int) -> Callable[..., None]:
-    """The kernel that adds a piece's sums for one tile of `width` columns to those in `stage`."""
+    """The kernel that puts a piece's sums for one tile of `width` columns into `stage`; behind the first stretch it adds
+    them to what is there."""
     eight_inputs, dot, zeros_of = (_nibbles, dot_u7i8, _zeros_u8) if bits == 4 else (_bytes, dot_u8i8, load_f16)
     step = _VECTOR * bits // 4  # bytes of eight inputs
 
     @bare_kernel
-    def sums_of(stage, at, weights, scales, zeros, zero_step, line, quads, quad, xs, scale_at, groups, group):
-        sums = load_f32(stage, indices(at, _LANES, width))
+    def sums_of(stage, at, g, weights, scales, zero_step, zeros, quads, column, xs, all_groups, groups, group):
+        """Groups g .. g + groups - 1 of `all_groups`; `zeros` is where the whole weight's zero points are."""
+        line = scales + round_line(groups * (2 * _LANES + zero_step))
+        if zero_step > 0:
+            zeros = scales + groups * 2 * _LANES
+        quad = (column * all_groups + g * width) * (group // 4)
+        scale_at = 2 * (column * all_groups + g * width)
+        sums = tile(zero_f32(), width)
         for _ in range(groups):
             first, second = tile(zero_i32(), width), tile(zero_i32(), width)
             for _ in range(group // 8):
@@ -95,6 +102,8 @@ def _make_sums(width: int, bits: int) -> Callable[..., None]:
             scales += 2 * _LANES
             zeros += zero_step
             scale_at += 2 * width
+        if g > 0:
+            sums += load_f32(stage, indices(at, _LANES, width))
         store(stage, indices(at, _LANES, width), sums)
 
     return sums_of
@@ -115,39 +124,53 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
         whole_bytes = round_line(stretch * head_step) + round_line(stretch * group_bytes)
         rest = groups % stretch
         block_bytes = groups // stretch * whole_bytes + round_line(rest * head_step) + round_line(rest * group_bytes)
-        # A tile of few columns goes through a band stretch by stretch, in the order of memory. Of many tiles each has
-        # all its sums in registers, and the block's weights are in a cache.
-        many = last_column - first_column > width
         blocks = (op["rows"] + _LANES - 1) // _LANES
-        while first < last:
+        if last_column - first_column > width:
+            # Every tile goes through a block, whose weights are in a cache after the first.
+            for block in range(first, last):
+                band = block // BAND * BAND
+                height, row = min(BAND, blocks - band), block * _LANES
+                weight = op["weight"] + HEAD_BYTES + band * block_bytes
+                for column in range(first_column, last_column, width):
+                    begin, g = weight, 0
+                    while g < groups:
+                        count = min(stretch, groups - g)
+                        piece_bytes = round_line(count * head_step) + round_line(count * group_bytes)
+                        sums_of(
+                            stage, stage_at, g, weights, begin + (block - band) * piece_bytes, zero_step, op["weight"],
+                            quads, column, xs, groups, count, group
+                        )  # fmt: skip
+                        begin += height * piece_bytes
+                        g += count
+                    tokens = min(width, columns - column) // planes
+                    out_at = op["out"] + column // planes * op["out_stride"] + row
+                    finish_tile(out, stage, weights, op, out_at, stage_at, tokens, planes, row)
+            return
+        while first < last:  # One tile goes through a band stretch by stretch, in the order of memory.
             band = first // BAND * BAND
             height = min(BAND, blocks - band)
-            top = first + 1 if many else min(band + height, last)
-            for column in range(first_column, last_column, width):
-                begin = op["weight"] + HEAD_BYTES + band * block_bytes
-                for g in range(0, groups, stretch):
-                    count = min(stretch, groups - g)
-                    head = round_line(count * head_step)
-                    piece_bytes = head + round_line(count * group_bytes)
-                    quad = (column * groups + g * width) * (group // 4)
-                    scale_at = 2 * (column * groups + g * width)
-                    for block in range(first, top):
-                        scales = begin + (block - band) * piece_bytes
-                        zeros = scales + count * 2 * _LANES if zero_step > 0 else op["weight"]
-                        at = stage_at + (block - first) * width * _LANES
-                        for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # the next piece's first: nobody else asks
-                            prefetch(weights, scales + head + piece_bytes + ahead)
-                        if g == 0:
-                            store(stage, indices(at, _LANES, width), tile(zero_f32(), width))
-                        sums_of(
-                            stage, at, weights, scales, zeros, zero_step, scales + head, quads, quad, xs, scale_at,
-                            count, group
-                        )  # fmt: skip
-                        if g + count == groups:
-                            out_at = op["out"] + column // planes * op["out_stride"] + block * _LANES
-                            tokens = min(width, columns - column) // planes
-                            finish_tile(out, stage, weights, op, out_at, at, tokens, planes, block * _LANES)
-                    begin += height * piece_bytes
+            top = min(band + height, last)
+            begin, g = op["weight"] + HEAD_BYTES + band * block_bytes, 0
+            while g < groups:
+                count = min(stretch, groups - g)
+                piece_bytes = round_line(count * head_step) + round_line(count * group_bytes)
+                for block in range(first, top):
+                    piece = begin + (block - band) * piece_bytes
+                    next_lines = piece + piece_bytes + round_line(count * head_step)
+                    for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # nobody else asks for them
+                        prefetch(weights, next_lines + ahead)
+                    at = stage_at + (block - first) * width * _LANES
+                    sums_of(
+                        stage, at, g, weights, piece, zero_step, op["weight"], quads, first_column, xs, groups, count,
+                        group
+                    )  # fmt: skip
+                begin += height * piece_bytes
+                g += count
+            for block in range(first, top):
+                at = stage_at + (block - first) * width * _LANES
+                tokens = min(width, columns - first_column) // planes
+                out_at = op["out"] + first_column // planes * op["out_stride"] + block * _LANES
+                finish_tile(out, stage, weights, op, out_at, at, tokens, planes, block * _LANES)
             first = top
 
     return sweep
