@@ -64,8 +64,8 @@ def _zeros_u8(weights, at):
 
 
 def _make_sums(width: int, bits: int) -> Callable[..., None]:
-    """The kernel that puts a piece's sums for one tile of `width` columns into `stage`; behind the first stretch it adds
-    them to what is there."""
+    """The kernel that puts a piece's sums for one tile of `width` columns into `stage`, or, behind the first stretch,
+    adds them to what is there."""
     eight_inputs, dot, zeros_of = (_nibbles, dot_u7i8, _zeros_u8) if bits == 4 else (_bytes, dot_u8i8, load_f16)
     step = _VECTOR * bits // 4  # bytes of eight inputs
 
