@@ -13,7 +13,7 @@ from pathlib import Path
 import edgellm
 
 _PACKAGE = Path(edgellm.__file__).parent
-_COPIED = ("__init__.py", "_version.py", "errors.py", "backends/__init__.py")
+_COPIED = ("__init__.py", "_version.py", "errors.py", "folders.py", "backends/__init__.py")
 
 FACTOR = "FACTOR = 2.0\n"
 _HELPER = """
