@@ -45,6 +45,8 @@ def test_options_reach_the_model(cli, scripted, tmp_path):
         "backend": "reference",
         "device": None,
         "force": True,
+        "lm_head": None,
+        "activations": None,
     }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgellm.convert.distill.plan import MemoryPlan
-from edgellm.convert.distill.quality import Quality
-from edgellm.convert.distill.train import Progress
+if TYPE_CHECKING:  # a command's arguments are known without what training needs
+    from edgellm.convert.distill.plan import MemoryPlan
+    from edgellm.convert.distill.quality import Quality
+    from edgellm.convert.distill.train import Progress
 
 
 class Listener:
