@@ -24,7 +24,7 @@ PROCESSORS = {
 
 def clean(**settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "EDGELLM_"))}
-    return {**kept, **settings, "PYTHONPATH": str(ROOT)}
+    return {**kept, **settings, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))}
 
 
 def run_ops(settings: dict[str, str]) -> str:

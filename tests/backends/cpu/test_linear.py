@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from edgellm.simd.target import TARGET
+from tests.backends.cpu.kernels import WITHOUT_JIT, cases
 from tests.backends.cpu.linear_small import results
 from tests.backends.cpu.linears import Linear, nmse, random_weight
 
 BOUND = 1e-7
-TOKENS = (1, 2, 3, 7, 8, 9, 33)
-SIZES = [(40, 256, 128), (33, 200, 64), (5, 70, 32), (50, 96, 16), (21, 520, 256), (18, 100, 100)]
+TOKENS = (1, 3, 9) if WITHOUT_JIT else (1, 2, 3, 7, 8, 9, 33)
+SIZES = cases((18, 100, 100), (5, 70, 32), (50, 96, 16), (33, 200, 64), (40, 256, 128), (21, 520, 256))
 
 
 def activations(tokens: int, inputs: int, seed: int = 3) -> np.ndarray:
@@ -104,10 +105,11 @@ def test_two_planes_lose_almost_nothing(bits: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rows_in_stretches(bits: int) -> None:
     """Long rows: bands cut by the ends of threads' shares, tiles of one and of many columns."""
-    linear = Linear(random_weight(150, 4500, bits, 128))
+    rows, inputs = (20, 2200) if WITHOUT_JIT else (150, 4500)
+    linear = Linear(random_weight(rows, inputs, bits, 128))
     assert linear.layout.stretch < linear.layout.groups
     for tokens, planes in ((1, 1), (1, 2), (3, 2), (11, 1)):
-        x = activations(tokens, 4500)
+        x = activations(tokens, inputs)
         alone = linear.run(x, planes)
         assert nmse(alone, linear.expected(x, planes)) < BOUND
         assert all(np.array_equal(alone, linear.run(x, planes, nth)) for nth in (2, 3, 7))
@@ -132,6 +134,7 @@ def test_the_small_table_on_this_instruction_set() -> None:
     assert max(results().values()) < BOUND
 
 
+@pytest.mark.skipif(WITHOUT_JIT, reason="this is a variant")
 @pytest.mark.parametrize("forced", [{"NUMBA_DISABLE_JIT": "1"}, {"EDGELLM_ISA": "avx2"}, {"EDGELLM_ISA": "generic"}])
 def test_the_small_table_elsewhere(forced: dict[str, str]) -> None:
     isa = forced.get("EDGELLM_ISA", TARGET.isa)

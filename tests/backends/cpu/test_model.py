@@ -13,11 +13,13 @@ from edgellm.backends.interface import Batch, Runner
 from edgellm.backends.slots import SlotState
 from edgellm.errors import UsageError
 from edgellm.model import fuse, open_model
+from tests.backends.cpu.kernels import WITHOUT_JIT
 from tests.backends.running import geometry, greedy, load, logits_of, prefill, relative_error
 from tests.golden_models import GOLDEN_FOLDER, GoldenCase, cases
 
 #: Stored in 16 bits, so that the packed weights are exactly those of the file.
 EXACT = ("llama-mha", "tinyllama", "qwen2-mixed-window", "phi3-partial-rope")
+compiled_only = pytest.mark.skipif(WITHOUT_JIT, reason="too much for plain Python; test_quantized_models.py is smaller")
 
 
 def load_cpu(
@@ -36,6 +38,7 @@ def runners(request):
         runner.close()
 
 
+@compiled_only
 @pytest.mark.parametrize("case", [case for case in cases() if case.name in EXACT], ids=str)
 @pytest.mark.parametrize("chunk", [1, 5, 128])
 def test_logits_equal_transformers_where_weights_are_stored_in_16_bits(case: GoldenCase, chunk: int, runners) -> None:
@@ -45,6 +48,7 @@ def test_logits_equal_transformers_where_weights_are_stored_in_16_bits(case: Gol
         assert relative_error(logits[expected[f"pos_{i}"]], expected[f"logits_{i}"]) < 1e-4
 
 
+@compiled_only
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_every_architecture_goes_on_with_the_same_ids(case: GoldenCase, runners) -> None:
     runner, expected = runners(case.folder), case.reference()
@@ -54,6 +58,7 @@ def test_every_architecture_goes_on_with_the_same_ids(case: GoldenCase, runners)
     assert greedy(runner, ids, 48) == expected["greedy_0"].tolist()
 
 
+@compiled_only
 def test_threads_do_not_change_a_bit(runners) -> None:
     folder = GOLDEN_FOLDER / "qwen2-mixed-window"
     ids = np.random.default_rng(1).integers(3, 90, 70).tolist()
@@ -65,11 +70,12 @@ def test_threads_do_not_change_a_bit(runners) -> None:
 
 
 def test_the_plain_program_gives_what_the_fused_one_gives(runners) -> None:
-    folder, ids = GOLDEN_FOLDER / "tinyllama", list(range(3, 40))
+    folder, ids = GOLDEN_FOLDER / "tinyllama", list(range(3, 6 if WITHOUT_JIT else 40))
     plain, fused = (logits_of(runners(folder, fused=flag), ids) for flag in (False, True))
     assert relative_error(plain, fused) < 1e-5
 
 
+@compiled_only
 @pytest.mark.parametrize("name", EXACT[:3])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_a_ring_with_evictions_equals_the_reference_on_the_same_ring(name: str, dtype: str, runners) -> None:
@@ -92,6 +98,7 @@ def test_a_ring_with_evictions_equals_the_reference_on_the_same_ring(name: str, 
     assert layout.unbounded or state.evicted > 40
 
 
+@compiled_only
 def test_a_batch_gives_each_sequence_what_it_gets_alone(runners) -> None:
     runner = runners(GOLDEN_FOLDER / "tinyllama")
     rng = np.random.default_rng(2)
@@ -104,6 +111,7 @@ def test_a_batch_gives_each_sequence_what_it_gets_alone(runners) -> None:
     np.testing.assert_allclose(together, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+@compiled_only
 def test_an_exported_slot_goes_on_where_it_was(runners) -> None:
     runner = runners(GOLDEN_FOLDER / "qwen2-mixed-window")
     ids = np.random.default_rng(3).integers(3, 90, 60).tolist()
@@ -136,6 +144,7 @@ def test_a_trace_shows_the_buffers_of_the_program(runners) -> None:
         assert relative_error(found, expected) < 1e-4
 
 
+@compiled_only
 def test_int8_activations_and_head_stay_near(runners) -> None:
     folder, ids = GOLDEN_FOLDER / "tinyllama", list(range(3, 60))
     exact = logits_of(runners(folder), ids)
@@ -156,3 +165,15 @@ def test_nan_in_a_weight_reaches_the_logits(runners) -> None:
 def test_choices_that_do_not_exist_are_named(options: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         load_cpu(GOLDEN_FOLDER / "tinyllama", **options)
+
+
+@pytest.mark.parametrize(("lm_head", "stored"), [("keep", "float16"), ("int8", "int8"), ("int4", "int4")])
+def test_the_plan_is_what_a_loaded_model_holds(lm_head: str, stored: str, runners) -> None:
+    folder = GOLDEN_FOLDER / "tinyllama"
+    runner = runners(folder, lm_head=lm_head)
+    layout = geometry(runner, 40, 6, "int8")
+    with open_model(folder) as model:
+        plan = CpuBackend().plan_bytes(runner.program, model.weights, layout, 3, lm_head=lm_head, activations="int8")
+    assert runner.weight_nbytes <= plan.weights <= 1.05 * runner.weight_nbytes  # ends of lines between small weights
+    assert plan.cache == runner.new_cache(layout, 3).nbytes
+    assert (plan.lm_head, 0 < plan.lm_head_bytes < plan.weights) == (stored, True)

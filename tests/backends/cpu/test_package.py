@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edgellm.backends import cpu, find
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -17,3 +19,8 @@ def test_the_backend_is_found_whatever_was_imported_before() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "True", "True"]
+
+
+def test_there_is_one_backend_and_it_runs_anywhere() -> None:
+    assert find("cpu") is find("cpu") is cpu.backend
+    assert (cpu.backend.name, cpu.backend.unavailable()) == ("cpu", None)
