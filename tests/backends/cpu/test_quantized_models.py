@@ -19,7 +19,7 @@ from tools.make_synthetic import Storage, make_synthetic
 CONFIG = {
     "model_type": "qwen2",
     "hidden_size": 48 if WITHOUT_JIT else 96,
-    "intermediate_size": 70 if WITHOUT_JIT else 160,
+    "intermediate_size": 72 if WITHOUT_JIT else 160,
     "num_hidden_layers": 1 if WITHOUT_JIT else 3,
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
