@@ -1,43 +1,47 @@
-"""`edgellm convert`: quantize a checkpoint into a new folder, within a limit of memory, resumable."""
+"""`edgellm convert`: prune and quantize a checkpoint into a new folder, within a limit of memory, resumable."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import options
-from edgellm.cli.figures import count, peak_bytes, size
+from edgellm.cli.figures import count, size
 from edgellm.cli.find_model import find_model
 from edgellm.cli.parser import Parser
 from edgellm.cli.places import short
+from edgellm.cli.pruning import add_pruning, pruning_of
 from edgellm.cli.status_line import StatusLine
-from edgellm.cli.terminal import Terminal
+from edgellm.cli.terminal import Terminal, is_terminal
 
 if TYPE_CHECKING:
     from edgellm.convert.forecast import Forecast
-    from edgellm.convert.pipeline import ConversionResult
+    from edgellm.convert.report import Report
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _LINE_EVERY_S = 30.0
+_TABLE_WIDTH = 140  # of a report that no terminal bounds
 _MANY = 4  # notes alike that are told one by one
 
 
 def add_arguments(parser: Parser) -> None:
     """Arguments of `edgellm convert`."""
     parser.description = (
-        "Quantize a checkpoint: SRC is the folder (or file) of the original, OUT the new folder.  What is written is\n"
-        "a standard GPTQ or AWQ checkpoint.  Only one layer is in memory at a time; an interrupted run goes on with\n"
-        "--resume."
+        "Quantize a checkpoint, and prune it before: SRC is the folder (or file) of the original, OUT the new folder.\n"
+        "What is written is a standard GPTQ or AWQ checkpoint, or one in floating point where it was pruned alone.\n"
+        "Only one layer is in memory at a time; an interrupted run goes on with --resume."
     )
     parser.add_argument(
         "src", metavar="SRC", nargs="?", help="a file, a folder or a name: float16, bfloat16 or float32"
     )
     parser.add_argument("out", metavar="OUT", nargs="?", help="the new folder (not needed for --dry-run)")
     _add_quantization(parser)
+    add_pruning(parser)
     _add_calibration(parser)
     group = parser.add_argument_group("how it runs")
     group.add_argument("--recipe", metavar="FILE", help="settings from a file of TOML or .json; options count more")
@@ -53,7 +57,7 @@ def _add_quantization(parser: Parser) -> None:
     group = parser.add_argument_group("quantization")
     group.add_argument("--target", metavar="DEVICE", help="choose bits and groups for a device; 'list' shows them")
     group.add_argument("--method", choices=("gptq", "awq", "rtn"), help="rtn needs no calibration (default: gptq)")
-    group.add_argument("--bits", type=int, choices=(2, 3, 4, 8), help="of a weight (default: 4)")
+    group.add_argument("--bits", type=int, choices=(2, 3, 4, 8, 16), help="of a weight (4); 16 prunes alone")
     group.add_argument("--group-size", metavar="N", type=int, help="weights that share a scale: 16 to 128, -1 (128)")
     symmetry = group.add_mutually_exclusive_group()
     symmetry.add_argument(
@@ -79,6 +83,9 @@ def _add_calibration(parser: Parser) -> None:
     group.add_argument("--sequences", metavar="N", type=options.positive, help="of calibration tokens, at most (128)")
     group.add_argument("--sequence-length", metavar="N", type=options.positive, help="tokens of each (512)")
     group.add_argument("--held-out", metavar="FILE", help="measure perplexity before and after on this text")
+    group.add_argument(
+        "--plot", metavar="FILE", help="draw error by layer, and size against quality (.png, .svg, .pdf)"
+    )
     group.add_argument("--seed", metavar="N", type=int, help="which sequences of a long text are taken (0)")
 
 
@@ -104,6 +111,7 @@ def run(args: Namespace) -> int:
     recipe = dict(read_recipe(args.recipe)) if args.recipe else {}
     if args.keep:
         settings["overrides"] = {**recipe.get("overrides", {}), **{name: {"skip": True} for name in args.keep}}
+    settings["prune"] = pruning_of(args, recipe)
     source = find_model(args.src)
     if args.target:
         recipe = {**_target(source, args.target, terminal), **recipe}
@@ -111,12 +119,16 @@ def run(args: Namespace) -> int:
         return _dry_run(converting.forecast(source, recipe=recipe, **settings), args, terminal)
     if args.out is None:
         raise UsageError("is missing", key="OUT", hint="Name the new folder, or say --dry-run.")
+    if args.plot:
+        from edgellm.convert.plots import check_plot
+
+        check_plot(args.plot)
     with StatusLine(terminal) as line:
-        result = converting.convert(
+        report = converting.convert(
             source, args.out, recipe=recipe, resume=args.resume, overwrite=args.overwrite, held_out=args.held_out,
             progress=_Shown(line, terminal), **settings,
         )  # fmt: skip
-    _tell(result, args, terminal)
+    _tell(report, args, terminal)
     return 0
 
 
@@ -169,7 +181,7 @@ class _Shown:
 
     def __call__(self, done: float, total: float, label: str) -> None:
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or done < self._first[1]:  # work of another kind, such as quantizing after pruning
             self._first = (now, done)
         text = f"{100 * done / total:3.0f} %  {label}{self._left(now, done, total)}"
         if self._line.live:
@@ -207,30 +219,33 @@ def _dry_run(forecast: Forecast, args: Namespace, terminal: Terminal) -> int:
         ("disk", f"{size(forecast.disk_bytes)} free"),
         ("time", f"about {duration(forecast.seconds)} ({forecast.gflops:.0f} GFLOP/s measured here)"),
     ]
+    if not forecast.quantized_weights:
+        rows = [row for row in rows if row[0] != "quantized"]
     for name, value in rows:
         terminal.line(f"{name:<12} {value}")
     _say_notes(forecast.notes, terminal)
     return 0
 
 
-def _tell(result: ConversionResult, args: Namespace, terminal: Terminal) -> None:
-    peak = peak_bytes()
+def _tell(report: Report, args: Namespace, terminal: Terminal) -> None:
+    if args.plot:
+        from edgellm.convert.plots import plot_report
+
+        plot_report(report, args.plot)
     if args.json:
-        terminal.json({**result.as_dict(), "peak_bytes": peak})
+        terminal.json(report.as_dict())
         return
-    _say_notes(result.notes, terminal)
-    if result.resumed_pieces:
-        terminal.say(f"{result.resumed_pieces} pieces were done by an earlier run")
-    worst = max(result.linears, key=lambda linear: linear.error, default=None)
-    if worst is not None:
-        terminal.say(f"largest error of a weight: {100 * worst.error:.1f} % in {worst.name}")
-    parts = [
-        f"wrote {short(str(result.out))}",
-        f"{size(result.source_bytes)} to {size(result.output_bytes)}",
-        f"{result.bits_per_weight:.2f} bits a quantized weight",
-        duration(result.seconds),
-    ]
-    terminal.line(" · ".join([*parts, *([f"peak {size(peak)}"] if peak else [])]))
+    from rich.console import Console
+
+    from edgellm.cli.report_table import report_tables
+
+    colored = terminal.colored(sys.stdout)
+    width = None if is_terminal(sys.stdout) else _TABLE_WIDTH
+    console = Console(file=sys.stdout, width=width, force_terminal=colored, no_color=not colored, highlight=False)
+    console.print(report_tables(report))
+    if report.bits_per_weight is None:
+        terminal.say("nothing was quantized: --bits 4 does that too")
+    terminal.say(f"wrote {short(report.output)}" + (f" and {short(args.plot)}" if args.plot else ""))
 
 
 def _say_notes(notes: tuple[str, ...], terminal: Terminal) -> None:

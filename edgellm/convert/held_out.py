@@ -31,6 +31,7 @@ def compare_on_rows(
     source: OpenedModel | None,
     rows: np.ndarray,
     *,
+    source_ids: np.ndarray | None = None,
     context: int = 1,
     nbytes: int = 0,
     scratch: Path | None = None,
@@ -39,7 +40,9 @@ def compare_on_rows(
     """Perplexity of rows of token ids, and KL(source || model) and top-1 agreement where a source is given.
 
     Args:
-        model: what was made. source: what it was made from, with the same ids.
+        model: what was made. source: what it was made from.
+        source_ids: the source's ids in the order of the model's, where the vocabulary was cut: int64 [vocab_size]. Then
+            the source too chooses among these alone. None for the same ids.
         rows: int32 [N, L], each read by itself.
         context: ids at the start of each row that are not counted, at least one (BOS, or the first).
         nbytes: bytes of text that is counted, for bits per byte.
@@ -60,11 +63,13 @@ def compare_on_rows(
         for number, opened in enumerate([model] if source is None else [model, source]):
             runner = BlockRunner(opened)
             path = None if folder is None else folder / str(number)
-            hidden = _through_blocks(runner, rows, path, stack, done)
+            ids = rows if number == 0 or source_ids is None else source_ids[rows]
+            hidden = _through_blocks(runner, ids, path, stack, done)
             begin = layer_span(runner.program, runner.num_layers - 1, runner.num_layers)[1]
-            heads.append((stack.enter_context(runner.stretch(begin, len(runner.program.ops))), hidden, opened))
+            stretch = stack.enter_context(runner.stretch(begin, len(runner.program.ops)))
+            heads.append((stretch, hidden, opened, source_ids if number else None))
         for number, row in enumerate(rows):
-            logits = [_logits_of(stretch, hidden, number, opened) for stretch, hidden, opened in heads]
+            logits = [_logits_of(stretch, hidden, number, opened, ids) for stretch, hidden, opened, ids in heads]
             count_window(sums, Window(row.tolist(), context), *logits)
     length = rows.shape[1]
     return summarize(sums, window=length, stride=length - context, nbytes=nbytes, excluded=0)
@@ -88,13 +93,14 @@ def _through_blocks(
     return hidden
 
 
-def _logits_of(stretch: Stretch, hidden: Activations, row: int, opened: OpenedModel) -> Logits:
-    """The logits of one row, a few MiB at a time."""
+def _logits_of(stretch: Stretch, hidden: Activations, row: int, opened: OpenedModel, ids: np.ndarray | None) -> Logits:
+    """The logits of one row, a few MiB at a time; of the ids `ids` alone where there are some."""
 
     def logits(tokens: Sequence[int], wanted: int) -> Iterator[tuple[int, np.ndarray]]:
         states = hidden.read(row, row + 1)
         step = max(_LOGITS_BYTES // (4 * opened.config.vocab_size), 1)
         for first in range(wanted, len(tokens), step):
-            yield first, stretch.run({"x": states[:, first : first + step]})[0]
+            found = stretch.run({"x": states[:, first : first + step]})[0]
+            yield first, found if ids is None else found[:, ids]
 
     return logits

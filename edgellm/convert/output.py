@@ -150,7 +150,7 @@ class StagedOutput:
             wanted = {*self._shards, *side_files, *keep, INDEX_NAME}
             for entry in self.folder.iterdir():
                 if entry.name not in wanted:
-                    entry.unlink()
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             replace_folder(self.folder, self.out)
 
     def close(self) -> None:

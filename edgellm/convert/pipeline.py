@@ -21,11 +21,12 @@ from edgellm.convert.packing import pack_unit
 from edgellm.convert.patched import PatchedWeights, stored_as
 from edgellm.convert.quantizers import GptqLayer, LinearReport, quantize_by_rtn
 from edgellm.convert.sequential import Sequential
-from edgellm.convert.state import State, locked, read_state
+from edgellm.convert.state import State, clear, locked, read_state, refuse_unfinished
 from edgellm.convert.units import Unit
 from edgellm.errors import OutputError, UsageError
 from edgellm.formats import QuantizedTensor
 from edgellm.formats.writer import check_free
+from edgellm.model import OpenedModel
 
 #: Called with (work done, work in all, what is being done).
 Progress = Callable[[float, float, str], None]
@@ -68,6 +69,7 @@ def run_job(
     budget: Budget | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    aside: tuple[str, ...] = (),
     extra_files: Callable[[ConversionResult], dict[str, bytes]] | None = None,
     progress: Progress | None = None,
 ) -> ConversionResult:
@@ -81,6 +83,7 @@ def run_job(
         budget: memory for activations; None is plenty.
         resume: go on with an unfinished output of the same job; where there is none, begin.
         overwrite: replace `out`, and an unfinished output of any job.
+        aside: names in the staging folder that hold the source; they stay until the output is whole.
         extra_files: side files that tell about the result, made when all tensors are written.
         progress: see `Progress`.
 
@@ -93,21 +96,21 @@ def run_job(
     if job.recipe.method != "rtn" and calibration is None:
         raise UsageError("needs calibration tokens", key="method", found=job.recipe.method)
     out = Path(os.path.abspath(out))
-    _check_place(job, out, resume=resume, overwrite=overwrite)
+    check_place(job.opened, out, overwrite)
+    if not resume and not overwrite:
+        refuse_unfinished(staging_folder(out), aside)
     with locked(staging_folder(out)):
-        return _Run(job, out, calibration, source_digest, budget or Budget(), progress).run(
+        return _Run(job, out, calibration, source_digest, budget or Budget(), progress, aside).run(
             resume, overwrite, extra_files
         )
 
 
-def _check_place(job: Job, out: Path, *, resume: bool, overwrite: bool) -> None:
-    for file in job.opened.checkpoint.files:
+def check_place(opened: OpenedModel, out: Path, overwrite: bool) -> None:
+    """Raises `OutputError` where `out` is taken, or is the source."""
+    for file in opened.checkpoint.files:
         if out.exists() and os.path.samefile(out, file.parent):
             raise OutputError("is the source itself", file=out, hint="Choose another folder for the output.")
     check_free(out, overwrite)
-    if (staging_folder(out) / "convert-state.json").exists() and not resume and not overwrite:
-        hint = "Say --resume to go on with it, --overwrite to begin anew, or remove it."
-        raise OutputError("an unfinished conversion lies there", file=staging_folder(out), hint=hint)
 
 
 class _Run:
@@ -115,8 +118,9 @@ class _Run:
 
     def __init__(
         self, job: Job, out: Path, calibration: Calibration | None, source: str, budget: Budget,
-        progress: Progress | None,
+        progress: Progress | None, aside: tuple[str, ...],
     ) -> None:  # fmt: skip
+        self.aside = aside
         self.job, self.out, self.calibration, self.budget = job, out, calibration, budget
         self.progress = progress
         self.folder = staging_folder(out)
@@ -146,7 +150,7 @@ class _Run:
             if state is not None and not overwrite:
                 hint = "Give the same options and files as before, or --overwrite to begin anew."
                 raise OutputError("is unfinished from another source or recipe", file=self.folder, hint=hint)
-            self._empty()
+            clear(self.folder, self.aside)
             state = State(self.folder, self.identity)
         self.state = state
         self.output = StagedOutput(
@@ -161,12 +165,6 @@ class _Run:
         finally:
             self.output.close()
         return result
-
-    def _empty(self) -> None:
-        """Remove what another run left, but for the lock that is held."""
-        for entry in self.folder.iterdir():
-            if entry.name != "convert.lock":
-                entry.unlink()
 
     def _proven(self) -> int:
         """How many pieces of the state are in the files as it says; all others are forgotten."""

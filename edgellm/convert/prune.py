@@ -22,6 +22,10 @@ from edgellm.convert.prune_write import write_pruned
 from edgellm.errors import ModelError, UsageError
 from edgellm.model import OpenedModel
 
+_POST_NORMS = (
+    "the norms of this architecture follow its blocks: behind a cut, weights are re-fitted to what they gave before it "
+    '(refit "layer" in place of "source"), and nothing makes up for whole layers that went'
+)
 _ZEROS = "weights became zeros, for research: the model is as large and as slow as its source"
 
 
@@ -115,8 +119,14 @@ def prune(
         nbytes_before=sum(info.nbytes for info in opened.checkpoint.tensors.values()),
         tokens=int(calibration.size),
         seconds=time.monotonic() - start,
-        notes=written.notes if recipe.sparsity is None else (*written.notes, _ZEROS),
+        notes=(*written.notes, *_notes(opened, recipe)),
     )
+
+
+def _notes(opened: OpenedModel, recipe: PruneRecipe) -> list[str]:
+    if recipe.sparsity is not None:
+        return [_ZEROS]
+    return [_POST_NORMS] if recipe.refit == "source" and opened.config.post_norms else []
 
 
 def _check(opened: OpenedModel, recipe: PruneRecipe, calibration: np.ndarray) -> None:

@@ -130,7 +130,7 @@ class Pruning:
         recipe, layers = self.recipe, self.opened.config.num_hidden_layers
         surveyed = (recipe.layers and not recipe.layer_ids) or recipe.ffn_by_layer
         kept = layers - (len(set(recipe.layer_ids)) or recipe.layers)
-        cuts = sum(map(bool, (recipe.kv_groups, recipe.ffn, recipe.sparsity))) if self.source is None else 2
+        cuts = sum(map(bool, (recipe.kv_groups, recipe.narrows, recipe.sparsity))) if self.source is None else 2
         self._passes = kept * (1 + cuts) + layers * bool(surveyed)
         if not surveyed:
             return sorted(set(recipe.layer_ids)), None
@@ -145,7 +145,7 @@ class Pruning:
         """Cut each of the layers `kept`, in order."""
         config = self.opened.config
         widths = {layer: self.recipe.kept_width(config.mlp_width(layer)) for layer in kept}
-        if self.recipe.ffn_by_layer and self.recipe.ffn and survey is not None:
+        if self.recipe.ffn_by_layer and self.recipe.narrows and survey is not None:
             widths = prune_survey.share_widths(survey.energies, widths, self.recipe.ffn_multiple)
         self._embed(self.hidden)
         if self.source is not None:

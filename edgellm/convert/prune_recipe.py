@@ -19,6 +19,7 @@ class PruneRecipe:
 
     Attributes:
         ffn: share of the MLP channels that goes, 0 to below 1.
+        ffn_width: MLP channels that stay in each layer, where it has more; in place of `ffn`.
         ffn_multiple: widths that stay are multiples of this; a group size of 128 in a later quantization needs 128.
         ffn_by_layer: let layers have different widths, the same number of channels going altogether. Written as a list
             under `intermediate_size`, which edgellm reads and other engines as a rule do not.
@@ -34,6 +35,7 @@ class PruneRecipe:
     """
 
     ffn: float = 0.0
+    ffn_width: int | None = None
     ffn_multiple: int = 32
     ffn_by_layer: bool = False
     kv_groups: float = 0.0
@@ -53,6 +55,9 @@ class PruneRecipe:
             value = getattr(self, key)
             if type(value) is not int or value < low:
                 raise UsageError("out of range", key=f"prune.{key}", found=value, allowed=f"{low} or more")
+        if self.ffn_width is not None and (type(self.ffn_width) is not int or self.ffn_width < 1 or self.ffn):
+            allowed = "1 or more, without a share"
+            raise UsageError("out of range", key="prune.ffn_width", found=self.ffn_width, allowed=allowed)
         if self.measure not in MEASURES:
             raise UsageError("no such measure", key="prune.measure", found=self.measure, allowed=", ".join(MEASURES))
         if self.refit not in REFITS:
@@ -65,7 +70,12 @@ class PruneRecipe:
     @property
     def shrinks(self) -> bool:
         """Whether anything goes."""
-        return bool(self.ffn or self.kv_groups or self.layers or self.layer_ids)
+        return bool(self.narrows or self.kv_groups or self.layers or self.layer_ids)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether MLP channels go."""
+        return bool(self.ffn or self.ffn_width)
 
     def check(self, config: ModelConfig) -> None:
         """Raises `UsageError` where the model cannot be pruned so."""
@@ -84,7 +94,9 @@ class PruneRecipe:
         return max(config.num_key_value_heads - round(self.kv_groups * config.num_key_value_heads), 1)
 
     def kept_width(self, width: int) -> int:
-        """Channels that stay of `width`: the nearest multiple, at least one, at most all."""
+        """Channels that stay of `width`: `ffn_width`, or the nearest multiple, at least one, at most all."""
+        if self.ffn_width is not None:
+            return min(self.ffn_width, width)
         if not self.ffn:
             return width
         units = max(round(width * (1 - self.ffn) / self.ffn_multiple), 1)

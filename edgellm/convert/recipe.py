@@ -11,19 +11,23 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from edgellm.convert.prune_settings import PruneSettings
 from edgellm.convert.scheme import Scheme
 from edgellm.errors import UsageError
 from edgellm.formats.writer import MAX_SHARD_BYTES
 from edgellm.jsonfile import parse_json, read_bytes
 
 METHODS = ("gptq", "awq", "rtn")
+#: The method of a recipe that prunes and quantizes nothing; `bits` = 16 asks for it.
+NO_METHOD = "none"
+UNQUANTIZED_BITS = 16
 LM_HEAD_BITS = (4, 8)
 MAX_SEQUENCES = 1 << 16
 MAX_SEQUENCE_LENGTH = 1 << 16
 #: What a module's override may set; "skip" leaves it as it is.
 OVERRIDES = ("bits", "group_size", "sym", "skip")
-#: Settings that change no byte of what is written, or whose file counts by its tokens.
-_NOT_IN_DIGEST = ("max_ram", "calibration")
+#: Settings that change no byte of what is written, or whose file counts by its tokens, the source by its digest.
+_NOT_IN_DIGEST = ("max_ram", "calibration", "prune")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Recipe:
     """All settings of a conversion.
 
     Attributes:
-        method: "gptq", "awq" or "rtn" (which needs no calibration).
+        method: "gptq", "awq" or "rtn" (which needs no calibration); "none" prunes alone.
         scheme: bits, groups and so on of every linear that no override names.
         overrides: settings by module name or expression (matched from the start of the file's full name, the first
             that fits wins): some of `bits`, `group_size`, `sym`, or `skip` = true.
@@ -43,6 +47,7 @@ class Recipe:
         calibration: a text, JSONL or chat JSONL file; None is the built-in text.
         sequences, sequence_length: of calibration tokens; fewer sequences where the text is short.
         seed: which sequences of a longer text are taken.
+        prune: what is taken out before quantizing, None for nothing.
         max_ram: bytes the process may hold at its peak, None for what is available.
         shard_bytes: of one file of weights at most.
 
@@ -61,11 +66,14 @@ class Recipe:
     sequences: int = 128
     sequence_length: int = 512
     seed: int = 0
+    prune: PruneSettings | None = None
     max_ram: int | None = None
     shard_bytes: int = MAX_SHARD_BYTES
 
     def __post_init__(self) -> None:
-        _choice("method", self.method, METHODS)
+        _choice("method", self.method, (*METHODS, NO_METHOD))
+        if not self.quantizes:
+            self._check_unquantized()
         if self.lm_head_bits is not None:
             _choice("lm_head_bits", self.lm_head_bits, LM_HEAD_BITS)
         _number("damp_percent", self.damp_percent, 1e-6, 1.0)
@@ -83,6 +91,19 @@ class Recipe:
             self._check_override(name, settings)
         if self.method == "awq":
             self._check_awq()
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any weight is quantized."""
+        return self.method != NO_METHOD
+
+    def _check_unquantized(self) -> None:
+        if self.prune is None:
+            hint = "Ask for something to prune, or for fewer bits."
+            raise UsageError("nothing would be pruned or quantized", key="bits", found=UNQUANTIZED_BITS, hint=hint)
+        for key in ("average_bits", "lm_head_bits", "overrides"):
+            if getattr(self, key):
+                raise UsageError("nothing is quantized at 16 bits", key=key, found=getattr(self, key))
 
     def _check_awq(self) -> None:
         bits = {self.scheme.bits} | {int(s["bits"]) for s in self.overrides.values() if "bits" in s}
@@ -113,10 +134,15 @@ class Recipe:
 _SCHEME_KEYS = tuple(item.name for item in fields(Scheme))
 _OWN_KEYS = tuple(item.name for item in fields(Recipe) if item.name != "scheme")
 KEYS = (*_SCHEME_KEYS, *_OWN_KEYS)
+#: Settings that ask for a quantization; where none of them is given, pruning is all that is done.
+_QUANTIZING = {*_SCHEME_KEYS, "method", "overrides", "average_bits", "lm_head_bits", "damp_percent"}
 
 
 def make_recipe(settings: Mapping[str, Any], where: str | None = None) -> Recipe:
     """A recipe from flat settings, `KEYS`; those of a scheme stand beside the others, None counts as not given.
+
+    `prune` is a table of `PruneSettings` or true; with it, and without any setting of a quantization, nothing is
+    quantized, which `bits` = 16 says too.
 
     Raises:
         UsageError: a key that does not exist, or see `Recipe` and `Scheme`; `where` names the file.
@@ -125,6 +151,15 @@ def make_recipe(settings: Mapping[str, Any], where: str | None = None) -> Recipe
     unknown = sorted(set(given) - set(KEYS))
     if unknown:
         raise UsageError("no such setting", file=where, key=unknown[0], allowed=", ".join(KEYS))
+    if given.get("prune", False) is not False:
+        given["prune"] = PruneSettings.of(given["prune"], where)
+        if not any(given.get(key) for key in _QUANTIZING):
+            given["bits"] = UNQUANTIZED_BITS
+    else:
+        given.pop("prune", None)
+    if given.get("bits") == UNQUANTIZED_BITS:
+        del given["bits"]
+        given["method"] = NO_METHOD
     if given.get("method") == "awq":
         given.setdefault("sym", False)  # AWQ's files have zero points, and its quality rests on them
     scheme = Scheme(**{key: value for key, value in given.items() if key in _SCHEME_KEYS})

@@ -25,7 +25,7 @@ class LinearCost:
     """What one linear lost.
 
     Attributes:
-        name: in the file, or a layer's leaf of the source for what was pruned.
+        name: in the file, or the leaf of a layer for what was pruned; layers are numbered as in the output.
         error: relative error of the weight, |W - W'| / |W|, where it was quantized; of the output on calibration tokens
             (squared) where its inputs were pruned.
         bits, group_size: of the codes, None where it was not quantized.
@@ -143,12 +143,12 @@ def _stage(values: dict[str, Any]) -> Stage:
 
 
 def pruned_costs(report: PruneReport) -> tuple[LinearCost, ...]:
-    """The linears behind the cuts of a pruning, under their names in the source."""
+    """The linears behind the cuts of a pruning, in layers numbered as in what it wrote."""
     found = []
-    for entry in report.layers:
+    for number, entry in enumerate(report.layers):
         for leaf, cut in (("self_attn.o_proj", entry.attention), ("mlp.down_proj", entry.mlp)):
             if cut is not None:
-                name = f"layers.{entry.layer}.{leaf}"
+                name = f"layers.{number}.{leaf}"
                 fitted = cut.refit_error is not None
                 error = cut.refit_error if fitted else cut.error
                 found.append(LinearCost(name, error, error_without=cut.error if fitted else None))
@@ -156,9 +156,13 @@ def pruned_costs(report: PruneReport) -> tuple[LinearCost, ...]:
 
 
 def layer_errors(linears: Sequence[LinearCost]) -> dict[int, dict[str, float]]:
-    """Error by layer and leaf (`q_proj`, `down_proj` ...)."""
+    """Error by layer and leaf (`q_proj`, `down_proj` ...); `cut down_proj` for a cut that a quantization follows."""
     found: dict[int, dict[str, float]] = {}
+    quantized = {linear.name.rpartition(".")[2] for linear in linears if linear.bits is not None}
     for linear in linears:
         if linear.layer is not None:
-            found.setdefault(linear.layer, {})[linear.name.rpartition(".")[2]] = linear.error
+            leaf = linear.name.rpartition(".")[2]
+            if linear.bits is None and leaf in quantized:
+                leaf = f"cut {leaf}"
+            found.setdefault(linear.layer, {})[leaf] = linear.error
     return found

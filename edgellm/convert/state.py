@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,8 @@ from edgellm.formats.writer import failures, write_bytes
 from edgellm.jsonfile import read_json
 
 FILE = "convert-state.json"
+#: What of pruning is done, beside what it wrote; see `prune_stage`.
+PRUNE_FILE = "prune-state.json"
 _LOCK = "convert.lock"
 
 
@@ -63,6 +66,25 @@ def read_state(folder: Path) -> State | None:
         return State(folder, values["identity"], dict(pieces), values.get("hidden"))
     except (EdgeLLMError, KeyError, AttributeError):
         return None
+
+
+def refuse_unfinished(folder: Path, aside: Iterable[str] = ()) -> None:
+    """Raises `OutputError` where an unfinished output lies in `folder` that nobody asked to go on with or to replace.
+
+    Args:
+        aside: names in it that are this run's own.
+    """
+    if any((folder / name).exists() for name in {FILE, PRUNE_FILE}.difference(aside)):
+        hint = "Say --resume to go on with it, --overwrite to begin anew, or remove it."
+        raise OutputError("an unfinished conversion lies there", file=folder, hint=hint)
+
+
+def clear(folder: Path, keep: Iterable[str] = ()) -> None:
+    """Remove what another run left in `folder`, but for the lock that is held and the names in `keep`."""
+    with failures(folder):
+        for entry in folder.iterdir():
+            if entry.name not in (_LOCK, *keep):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 @contextlib.contextmanager

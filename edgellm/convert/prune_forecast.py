@@ -1,0 +1,94 @@
+"""What a pruned conversion will write, hold and take, from the source's shapes and what is to go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgellm.convert.forecast import Forecast, Rates, try_rates
+from edgellm.convert.prune_budget import PruneBudget
+from edgellm.convert.prune_recipe import PruneRecipe
+from edgellm.convert.recipe import Recipe
+from edgellm.convert.units import Unit, units_of
+from edgellm.model import ModelConfig, OpenedModel
+
+#: Passes of the tokens through each layer that stays: the source's, and with each part of the cut one that for the
+#: sums and that for the next part.
+_PASSES = 3
+_UNKNOWN_VOCABULARY = "what goes of the vocabulary shows when the corpus is read: the sizes here have all of it"
+_FROM_SHAPES = "sizes are those of the source, less what goes by the shapes"
+
+
+def foresee_pruned(
+    opened: OpenedModel,
+    recipe: Recipe,
+    cut: PruneRecipe,
+    shape: tuple[int, int],
+    budget: PruneBudget,
+    whole: Forecast | None,
+    rates: Rates | None = None,
+) -> Forecast:
+    """The forecast of pruning, and of quantizing what is left.
+
+    Args:
+        cut: what `recipe.prune` is for this model.
+        shape: of the calibration ids [N, L].
+        budget: of the pruning.
+        whole: the forecast of quantizing the source as it is, None where nothing is quantized.
+        rates: of this machine, tried where not given.
+    """
+    rates = rates or try_rates(recipe.scheme)
+    units = [unit for unit in units_of(opened.weights) if unit.layer is not None]
+    shares = {unit.stem: _share(opened.config, cut, unit) for unit in units}
+    tensors = opened.checkpoint.tensors
+    source_bytes = sum(info.nbytes for info in tensors.values())
+    dense = source_bytes - sum(
+        (1 - shares[unit.stem]) * tensors[name].nbytes for unit in units if (name := f"{unit.stem}.weight") in tensors
+    )
+    seconds = _pruning_seconds(opened, cut, units, shares, shape[0] * shape[1], rates)
+    notes = [_FROM_SHAPES, *([_UNKNOWN_VOCABULARY] if recipe.prune.vocabulary else [])]
+    hidden = 8 * shape[0] * shape[1] * opened.config.hidden_size if budget.hidden_bytes == 0 else 0
+    base = Forecast(
+        source_bytes, round(dense), 0.0, 0, shape[0] * shape[1], budget.peak_bytes, "pruning", round(dense) + hidden,
+        seconds, rates.product / 1e9, tuple(notes),
+    )  # fmt: skip
+    if whole is None:
+        return base
+    kept = sum(unit.size * shares[unit.stem] for unit in units) / sum(unit.size for unit in units)
+    went = sum(unit.size * (1 - shares[unit.stem]) for unit in units) * whole.bits_per_weight / 8
+    output = round(whole.output_bytes - went)
+    largest = max((base, whole), key=lambda forecast: forecast.peak_bytes)
+    return replace(
+        whole,
+        output_bytes=output,
+        quantized_weights=round(whole.quantized_weights * kept),
+        peak_bytes=largest.peak_bytes,
+        peak_at=largest.peak_at,
+        disk_bytes=base.disk_bytes + output + whole.disk_bytes - whole.output_bytes,
+        seconds=seconds + whole.seconds * kept,
+        notes=(*notes, *whole.notes),
+    )
+
+
+def _share(config: ModelConfig, cut: PruneRecipe, unit: Unit) -> float:
+    """The share of a linear that stays, averaged over layers where any of them may go."""
+    layers = config.num_hidden_layers
+    share = (layers - (len(set(cut.layer_ids)) or cut.layers)) / layers
+    if unit.leaf.startswith("mlp."):
+        width = config.mlp_width(unit.layer)
+        return share * cut.kept_width(width) / width
+    return share * cut.kept_groups(config) / config.num_key_value_heads
+
+
+def _pruning_seconds(
+    opened: OpenedModel, cut: PruneRecipe, units: list[Unit], shares: dict[str, float], tokens: int, rates: Rates
+) -> float:
+    config = opened.config
+    operations = 0.0
+    for unit in units:
+        stays = (config.num_hidden_layers - (len(set(cut.layer_ids)) or cut.layers)) / config.num_hidden_layers
+        operations += _PASSES * 2 * tokens * unit.size * stays
+        if unit.leaf in ("self_attn.o_proj", "mlp.down_proj"):
+            width = unit.in_features
+            operations += stays * tokens * (1.2 * width**2 + 2 * width * config.hidden_size)
+            operations += shares[unit.stem] ** 2 * width**2 * (width + 4 * config.hidden_size)
+    return operations / rates.product
