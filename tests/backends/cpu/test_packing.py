@@ -194,19 +194,20 @@ def test_words_of_a_file_pack_like_their_codes(name: str, rows: int, inputs: int
 
 
 @pytest.mark.parametrize(
-    ("inputs", "group", "stretch"), [(2048, 128, 16), (2112, 64, 17), (4864, 128, 13), (11008, 128, 15)]
+    ("inputs", "group", "stretch"),
+    [(2048, 128, 16), (2112, 64, 11), (512, 32, 16), (896, 32, 14), (4864, 128, 13), (11008, 128, 15)],
 )
 def test_long_rows_are_cut_evenly(inputs: int, group: int, stretch: int) -> None:
     layout = plan_linear(300, inputs, 4, group)
     parts = list(layout.parts())
     assert layout.stretch == stretch
     assert {part.last_block - part.first_block for part in parts} == (
-        {layout.blocks % 8, 8} if inputs > 2048 else {layout.blocks}
+        {layout.blocks % 8, 8} if layout.groups > stretch else {layout.blocks}
     )
     ends = [part.offset + part.blocks * layout.piece_bytes(part.groups) for part in parts]
     assert [part.offset for part in parts] == [layout.head_bytes, *ends[:-1]]
     assert ends[-1] == layout.nbytes
-    assert list(layout.parts(1, 2)) == [part for part in parts if part.first_block == 8] or inputs == 2048
+    assert list(layout.parts(1, 2)) == [part for part in parts if part.first_block == 8] or layout.groups == stretch
 
 
 def test_plans_know_sizes_from_shapes() -> None:
