@@ -8,12 +8,13 @@ from edgellm.convert.forecast import Forecast, Rates, try_rates
 from edgellm.convert.prune_budget import PruneBudget
 from edgellm.convert.prune_recipe import PruneRecipe
 from edgellm.convert.recipe import Recipe
-from edgellm.convert.units import Unit, units_of
+from edgellm.convert.units import Unit, layer_of, units_of
 from edgellm.model import ModelConfig, OpenedModel
 
 #: Passes of the tokens through each layer that stays: the source's, and with each part of the cut one that for the
 #: sums and that for the next part.
 _PASSES = 3
+_BEHIND_CUTS = ("self_attn.o_proj", "mlp.down_proj")
 _UNKNOWN_VOCABULARY = "what goes of the vocabulary shows when the corpus is read: the sizes here have all of it"
 _FROM_SHAPES = "sizes are those of the source, less what goes by the shapes"
 
@@ -44,6 +45,7 @@ def foresee_pruned(
     dense = source_bytes - sum(
         (1 - shares[unit.stem]) * tensors[name].nbytes for unit in units if (name := f"{unit.stem}.weight") in tensors
     )
+    dense -= _vectors_bytes(opened) * (1 - _layers_share(opened.config, cut))
     seconds = _pruning_seconds(opened, cut, units, shares, shape[0] * shape[1], rates)
     notes = [_FROM_SHAPES, *([_UNKNOWN_VOCABULARY] if recipe.prune.vocabulary else [])]
     hidden = 8 * shape[0] * shape[1] * opened.config.hidden_size if budget.hidden_bytes == 0 else 0
@@ -55,6 +57,9 @@ def foresee_pruned(
         return base
     kept = sum(unit.size * shares[unit.stem] for unit in units) / sum(unit.size for unit in units)
     went = sum(unit.size * (1 - shares[unit.stem]) for unit in units) * whole.bits_per_weight / 8
+    went += _vectors_bytes(opened) * (1 - _layers_share(opened.config, cut))
+    if recipe.method != "awq":  # g_idx, four bytes an input
+        went += sum(4 * unit.in_features * (1 - _inputs_share(opened.config, cut, unit)) for unit in units)
     output = round(whole.output_bytes - went)
     largest = max((base, whole), key=lambda forecast: forecast.peak_bytes)
     return replace(
@@ -71,12 +76,29 @@ def foresee_pruned(
 
 def _share(config: ModelConfig, cut: PruneRecipe, unit: Unit) -> float:
     """The share of a linear that stays, averaged over layers where any of them may go."""
-    layers = config.num_hidden_layers
-    share = (layers - (len(set(cut.layer_ids)) or cut.layers)) / layers
+    share = _layers_share(config, cut)
     if unit.leaf.startswith("mlp."):
         width = config.mlp_width(unit.layer)
         return share * cut.kept_width(width) / width
     return share * cut.kept_groups(config) / config.num_key_value_heads
+
+
+def _inputs_share(config: ModelConfig, cut: PruneRecipe, unit: Unit) -> float:
+    """The share of a linear's inputs that stays, averaged as in `_share`."""
+    return _share(config, cut, unit) if unit.leaf in _BEHIND_CUTS else _layers_share(config, cut)
+
+
+def _layers_share(config: ModelConfig, cut: PruneRecipe) -> float:
+    layers = config.num_hidden_layers
+    return (layers - (len(set(cut.layer_ids)) or cut.layers)) / layers
+
+
+def _vectors_bytes(opened: OpenedModel) -> int:
+    """Of the norms of all layers."""
+    weights, tensors = opened.weights, opened.checkpoint.tensors
+    names = [name for name, spec in weights.program.weights.items() if spec.kind == "vector"]
+    stems = {weights.file_name(name) for name in names if layer_of(name) is not None}
+    return sum(tensors[f"{stem}.weight"].nbytes for stem in stems if f"{stem}.weight" in tensors)
 
 
 def _pruning_seconds(
@@ -85,9 +107,9 @@ def _pruning_seconds(
     config = opened.config
     operations = 0.0
     for unit in units:
-        stays = (config.num_hidden_layers - (len(set(cut.layer_ids)) or cut.layers)) / config.num_hidden_layers
+        stays = _layers_share(config, cut)
         operations += _PASSES * 2 * tokens * unit.size * stays
-        if unit.leaf in ("self_attn.o_proj", "mlp.down_proj"):
+        if unit.leaf in _BEHIND_CUTS:
             width = unit.in_features
             operations += stays * tokens * (1.2 * width**2 + 2 * width * config.hidden_size)
             operations += shares[unit.stem] ** 2 * width**2 * (width + 4 * config.hidden_size)

@@ -115,6 +115,10 @@ def prune_ahead(
                 budget = plan_pruning(model, recipe, calibration.token_ids.shape, limit, process_bytes)
                 digest = _digest_of(digest, [asdict(recipe), calibration.digest()])
                 stage.step(_PRUNED, digest, partial(stage.prune, model, recipe, calibration, budget.hidden_bytes))
+        except EdgeLLMError:
+            if not stage.done:  # a text that is missing, too little memory: nothing was begun
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         finally:
             if model is not opened:
                 model.close()
