@@ -9,6 +9,7 @@ from edgellm.backends.cpu.attention_plan import most_partials
 from edgellm.backends.cpu.cache import cache_nbytes
 from edgellm.backends.cpu.cores import choose_threads, detect
 from edgellm.backends.cpu.linear_tiles import padded_columns
+from edgellm.backends.cpu.lower import check_ops
 from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.backends.cpu.packed_plan import HEAD_BITS, STORED_NAMES, plan_packing
 from edgellm.backends.cpu.runner import CpuRunner
@@ -58,6 +59,7 @@ class CpuBackend:
                 steps of a few tokens, where arithmetic is free, and 8 in longer ones.
 
         Raises:
+            BackendUnavailable: the program has an op that this backend does not know, such as `inputs`.
             ModelError: a tensor is damaged.
             OutOfMemoryError: there is no memory for the weights.
             UsageError: an argument out of range.
@@ -65,6 +67,7 @@ class CpuBackend:
         for key, value in (("lm_head", lm_head), ("activations", activations)):
             if value not in self.options[key]:
                 raise UsageError("no such choice", key=key, found=value, allowed=", ".join(self.options[key]))
+        check_ops(program)
         packed = PackedWeights(program, weights, lm_head, progress, choose_threads(threads, detect())[0])
         planes, precision = TWO_PLANES_UP_TO[activations], {"activations": activations}
         runner = CpuRunner(program, packed, Team(threads), self.prefill_chunk, planes, precision)
@@ -81,7 +84,12 @@ class CpuBackend:
         lm_head: str = "int8",
         activations: str = "auto",
     ) -> MemoryPlan:
-        """Bytes held at the peak, from headers alone; the options are those of `load`."""
+        """Bytes held at the peak, from headers alone; the options are those of `load`.
+
+        Raises:
+            BackendUnavailable: as `load`.
+        """
+        check_ops(program)
         packing = plan_packing(program, weights, lm_head)
         config = program.config
         tokens = min(geometry.chunk, geometry.context)

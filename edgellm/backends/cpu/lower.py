@@ -13,12 +13,15 @@ from edgellm.backends.cpu.layout import LinearKind, round_up
 from edgellm.backends.cpu.linear_tiles import scratch_sizes
 from edgellm.backends.cpu.optable import LOGITS, OP_DTYPE, TOKENS, Kind
 from edgellm.backends.cpu.packed import PackedLinear, PackedWeights
+from edgellm.errors import BackendUnavailable
 from edgellm.model.program import Op, Program
 from edgellm.model.rope import Rope
 
 _ALIGNED_FLOATS = 16
 _LINEARS = {LinearKind.F16: Kind.LINEAR_F16, LinearKind.INT8: Kind.LINEAR_INT8, LinearKind.INT4: Kind.LINEAR_INT4}
 _LOGITS = {LinearKind.F16: Kind.LOGITS_F16, LinearKind.INT8: Kind.LOGITS_INT8, LinearKind.INT4: Kind.LOGITS_INT4}
+#: Kinds of ops that become rows.
+OPS = ("embed", "rms_norm", "linear", "store_kv", "rope", "attention", "act_mul", "add", "logits")
 #: The buffer of the rows whose logits are wanted.
 PICKED = "picked"
 
@@ -55,6 +58,17 @@ class _Row:
 def lower(program: Program, packed: PackedWeights, max_tokens: int, planes: int) -> Lowered:
     """Lower a program for steps of up to `max_tokens` tokens with up to `planes` planes of activations."""
     return _Lowering(program, packed, max_tokens, planes).lower()
+
+
+def check_ops(program: Program) -> None:
+    """Raises `BackendUnavailable` for a program with ops that this backend does not know: one that was cut out of
+    another begins with `inputs`, which the reference alone has."""
+    unknown = next((op.kind for op in program.ops if op.kind not in OPS), None)
+    if unknown is not None:
+        hint = "Take the backend reference for this program."
+        raise BackendUnavailable(
+            "the CPU backend has no such op", key="op", found=unknown, allowed=", ".join(OPS), hint=hint
+        )
 
 
 class _Lowering:

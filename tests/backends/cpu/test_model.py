@@ -10,9 +10,10 @@ import pytest
 from edgellm.backends.cpu.backend import CpuBackend
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.interface import Batch, Runner
-from edgellm.backends.slots import SlotState
-from edgellm.errors import UsageError
+from edgellm.backends.slots import CacheGeometry, SlotState
+from edgellm.errors import BackendUnavailable, UsageError
 from edgellm.model import fuse, open_model
+from edgellm.model.cut import cut_layers
 from tests.backends.cpu.kernels import WITHOUT_JIT
 from tests.backends.running import geometry, greedy, load, logits_of, prefill, relative_error
 from tests.golden_models import GOLDEN_FOLDER, GoldenCase, cases
@@ -177,3 +178,12 @@ def test_the_plan_is_what_a_loaded_model_holds(lm_head: str, stored: str, runner
     assert runner.weight_nbytes <= plan.weights <= 1.05 * runner.weight_nbytes  # ends of lines between small weights
     assert plan.cache == runner.new_cache(layout, 3).nbytes
     assert (plan.lm_head, 0 < plan.lm_head_bytes < plan.weights) == (stored, True)
+
+
+def test_a_program_that_was_cut_out_is_refused():
+    with open_model(GOLDEN_FOLDER / "llama-mha") as model:
+        part = cut_layers(fuse(model.weights.program), 0, 1)
+        with pytest.raises(BackendUnavailable, match="found inputs"):
+            CpuBackend().load(part, model.weights)
+        with pytest.raises(BackendUnavailable, match="reference"):
+            CpuBackend().plan_bytes(part, model.weights, CacheGeometry(8, (None,), 1, 8, 8, "float32"), 1)
