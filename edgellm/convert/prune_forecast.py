@@ -11,9 +11,9 @@ from edgellm.convert.recipe import Recipe
 from edgellm.convert.units import Unit, layer_of, units_of
 from edgellm.model import ModelConfig, OpenedModel
 
-#: Passes of the tokens through each layer that stays: the source's, and with each part of the cut one that for the
-#: sums and that for the next part.
-_PASSES = 3
+#: Passes of the tokens through each layer that stays: with each part of the cut one that for the sums and that for the
+#: next part. The source's hidden states, and the survey that chooses layers, go once through all of them.
+_PASSES = 2
 _BEHIND_CUTS = ("self_attn.o_proj", "mlp.down_proj")
 _UNKNOWN_VOCABULARY = "what goes of the vocabulary shows when the corpus is read: the sizes here have all of it"
 _FROM_SHAPES = "sizes are those of the source, less what goes by the shapes"
@@ -106,9 +106,10 @@ def _pruning_seconds(
 ) -> float:
     config = opened.config
     operations = 0.0
+    stays = _layers_share(config, cut)
+    through_all = (cut.refit == "source" and not config.post_norms) + bool(cut.layers or cut.ffn_by_layer)
     for unit in units:
-        stays = _layers_share(config, cut)
-        operations += _PASSES * 2 * tokens * unit.size * stays
+        operations += (_PASSES * stays + through_all) * 2 * tokens * unit.size
         if unit.leaf in _BEHIND_CUTS:
             width = unit.in_features
             operations += stays * tokens * (1.2 * width**2 + 2 * width * config.hidden_size)
