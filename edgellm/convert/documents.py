@@ -61,18 +61,27 @@ def read_documents(path: str | os.PathLike[str], text_key: str = "text") -> Iter
 
 
 def encode_document(
-    tokenizer: Tokenizer, template: ChatTemplate | None, document: Document, path: str | os.PathLike[str]
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    document: Document,
+    path: str | os.PathLike[str],
+    *,
+    add_special_tokens: bool = False,
 ) -> Iterator[list[int]]:
-    """Token ids of a document's pieces, without BOS and the like; a conversation is one piece, as the template has it.
+    """Token ids of a document's pieces; a conversation is one piece, as the template has it.
 
     Special tokens that a text spells stay text.
+
+    Args:
+        add_special_tokens: whether a text begins as the tokenizer begins one (BOS where it puts one).
 
     Raises:
         UsageError: a conversation for a model without a chat template. TokenizerError, TemplateError: see there.
     """
     if document.messages is None:
-        for text, _ in document.pieces:
-            yield tokenizer.encode(text, add_special_tokens=False, parse_special=False)
+        for number, (text, _) in enumerate(document.pieces):
+            begins = add_special_tokens and number == 0
+            yield tokenizer.encode(text, add_special_tokens=begins, parse_special=False)
         return
     if template is None:
         hint = 'Give lines with "text", or a model with a chat template.'

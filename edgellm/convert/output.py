@@ -166,13 +166,6 @@ def staging_folder(out: Path) -> Path:
     return out.with_name(out.name + SUFFIX)
 
 
-def discard(out: Path) -> None:
-    """Remove an unfinished output."""
-    with failures(staging_folder(out)):
-        if staging_folder(out).exists():
-            shutil.rmtree(staging_folder(out))
-
-
 def _allocate(stream: FileIO, size: int) -> None:
     """Give the file its size; the space itself too where the system can, so that a full disk shows now."""
     if hasattr(os, "posix_fallocate"):

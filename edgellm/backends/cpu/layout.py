@@ -138,10 +138,6 @@ class LinearLayout:
             return self.groups
         return -(-self.groups // -(-self.groups // min(STRETCH // self.group, STRETCH_GROUPS)))
 
-    @property
-    def bands(self) -> int:
-        return -(-self.blocks // BAND)
-
     def scales_bytes(self, groups: int) -> int:
         """Bytes of the scales of a piece with so many groups."""
         return 0 if self.kind == LinearKind.F16 else groups * self.lanes * 2

@@ -8,7 +8,7 @@ import numpy as np
 class LeastSquares:
     """Sums for min over D of |X D^T - R|^2 + ridge |D|^2: what to add to a weight so that it makes up for residuals R.
 
-    The ridge holds on to the weight that there is, where re-fits for pruning hold on to zero.
+    The ridge holds on to the weight that there is, as in `convert.refit`; the sums here are of residuals, not of cuts.
 
     Args:
         inputs, outputs: features.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.convert.documents import read_documents
+from edgellm.convert.documents import encode_document, read_documents
 from edgellm.errors import UsageError
 from edgellm.model import OpenedModel
-from edgellm.text import encode_chat, load_chat_template, load_tokenizer
-from edgellm.text.chat import ChatTemplate
-from edgellm.text.tokenizer import Tokenizer
+from edgellm.text import load_chat_template, load_tokenizer
 
 #: More ids than this are not read: many epochs of what a CPU can train on.
 MOST_TOKENS = 1 << 26
@@ -46,27 +45,14 @@ def encode_texts(model: OpenedModel, paths: Sequence[str | os.PathLike[str]]) ->
     template = load_chat_template(model.side_files, tokenizer)
     parts: list[np.ndarray] = []
     count = 0
-    for ids in _encoded(paths, tokenizer, template):
+    documents = ((document, path) for path in paths for document in read_documents(path))
+    pieces = (encode_document(tokenizer, template, *found, add_special_tokens=True) for found in documents)
+    for ids in itertools.chain.from_iterable(pieces):
         parts.append(np.array(ids[: MOST_TOKENS - count], np.int32))
         count += len(parts[-1])
         if count >= MOST_TOKENS:
             break
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
-
-
-def _encoded(
-    paths: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, template: ChatTemplate | None
-) -> Iterator[list[int]]:
-    for path in paths:
-        for document in read_documents(path):
-            if document.messages is None:
-                for number, (piece, _) in enumerate(document.pieces):
-                    yield tokenizer.encode(piece, add_special_tokens=number == 0, parse_special=False)
-            elif template is None:
-                hint = "Give plain texts."
-                raise UsageError("holds conversations, and the model has no chat template", key=str(path), hint=hint)
-            else:
-                yield encode_chat(tokenizer, template, document.messages, add_generation_prompt=False)
 
 
 def cut_rows(ids: np.ndarray, length: int, held_out: float, most_held_out: int) -> Rows:
