@@ -1,160 +1,28 @@
-"""Peers: files of the right types and sizes, figures counted right, a disturbed or failing turn told apart."""
+"""Peers: settings tuned, figures counted right, a disturbed or failing turn told apart."""
 
 from __future__ import annotations
 
-import io
+import argparse
 import json
-import struct
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgellm.errors import UsageError
 from tools import bench_peers
 from tools.make_synthetic import model_config
 from tools.peers import quiet
-from tools.peers.ctranslate2_model import variables
 from tools.peers.engines import ENGINES, chosen, missing, settings
 from tools.peers.environments import left_out
-from tools.peers.models import Allowance, BuildFailed, _build, make_models
-from tools.peers.openvino_model import weights_read
 from tools.peers.places import Work
-from tools.peers.random_blocks import RandomBlocks
 from tools.peers.rounds import Figures, Outcome, Workload, jobs, read_turn
 from tools.peers.table import cache_bytes, markdown, ratios, summary
-from tools.peers.tensor_types import BLOCKS, MIXES, GGUFTensor, fitting, gguf_tensors, head_of, more_bits, read_bytes
 from tools.peers.tune import contenders, tune
 from tools.peers.turns import Patience, Turn, WorkerFailed, take
 
 LOAD = Workload((512,), 64, (0, 2048), 2)
 LLAMA_1B, QWEN_05B, LLAMA_7B = map(model_config, ("llama-3.2-1b", "qwen2.5-0.5b", "llama-2-7b"))
-
-
-def types_of(config: dict[str, Any], mix: str) -> dict[str, str]:
-    return {tensor.name: tensor.type for tensor in gguf_tensors(config, mix)}
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"), [(16, [0, 1, 4, 7, 10, 13, 14, 15]), (24, [0, 1, 2, 5, 8, 11, 14, 17, 20, 21, 22, 23])]
-)
-def test_the_layers_that_keep_more_bits(layers: int, expected: list[int]) -> None:
-    assert [layer for layer in range(layers) if more_bits(layer, layers)] == expected
-
-
-def test_q4_k_m_is_the_mixture_of_llama_cpp() -> None:
-    types = types_of(LLAMA_1B, "q4_k_m")
-    assert types["token_embd.weight"] == "Q6_K"
-    assert "output.weight" not in types
-    assert types["blk.0.attn_v.weight"] == types["blk.0.ffn_down.weight"] == "Q6_K"
-    assert types["blk.2.attn_v.weight"] == types["blk.0.attn_q.weight"] == types["blk.0.ffn_up.weight"] == "Q4_K"
-    # 807,694,464 bytes is the published Llama-3.2-1B Q4_K_M file: tensors, and 8 MB of vocabulary
-    nbytes = sum(tensor.nbytes for tensor in gguf_tensors(LLAMA_1B, "q4_k_m"))
-    assert 0 < 807_694_464 - nbytes < 9e6
-
-
-def test_an_untied_model_has_a_head_of_its_own() -> None:
-    types = types_of(LLAMA_7B, "q4_k_m")
-    assert (types["token_embd.weight"], types["output.weight"]) == ("Q4_K", "Q6_K")
-    assert types_of(LLAMA_7B, "q4_0")["output.weight"] == "Q8_0"
-    assert set(types_of(LLAMA_7B, "q4_0-head4").values()) == {"F32", "Q4_0"}
-    tensors = gguf_tensors(LLAMA_7B, "q4_k_m")
-    embedding = next(tensor for tensor in tensors if tensor.name == "token_embd.weight")
-    total = sum(tensor.nbytes for tensor in tensors)
-    assert head_of(tensors).name == "output.weight"
-    assert read_bytes(tensors) == total - embedding.nbytes + embedding.nbytes // 32000
-
-
-def test_rows_that_256_does_not_divide_fall_back() -> None:
-    types = types_of(QWEN_05B, "q4_k_m")  # rows of 896; those of down_proj have 4864 = 19 * 256
-    assert types["blk.3.attn_q.weight"] == "Q5_0"
-    assert types["token_embd.weight"] == types["blk.0.attn_v.weight"] == "Q8_0"
-    assert types["blk.3.ffn_down.weight"] == "Q4_K"
-    assert types["blk.0.attn_q.bias"] == "F32"
-    assert fitting("Q4_0", 48) == "F16"
-
-
-@pytest.mark.parametrize("config", [LLAMA_1B, QWEN_05B, LLAMA_7B])
-@pytest.mark.parametrize("mix", MIXES)
-def test_a_token_reads_all_linears_once(config: dict[str, Any], mix: str) -> None:
-    tensors = gguf_tensors(config, mix)
-    weights = sum(int(np.prod(tensor.shape)) for tensor in tensors if tensor.name != "token_embd.weight")
-    if config.get("tie_word_embeddings"):
-        weights += config["vocab_size"] * config["hidden_size"]
-    assert 4.5 <= read_bytes(tensors) * 8 / weights <= 6.6
-
-
-def dequantized(kind: str, raw: np.ndarray) -> np.ndarray:
-    """Values of blocks uint8 [N, bytes], as ggml defines them."""
-
-    def half(at: int) -> np.ndarray:
-        return raw[:, at : at + 2].copy().view("<f2").astype(np.float32)
-
-    if kind == "Q8_0":
-        return half(0) * raw[:, 2:].view(np.int8)
-    if kind == "Q4_0":
-        return half(0) * (np.concatenate([raw[:, 2:] & 15, raw[:, 2:] >> 4], 1).astype(np.float32) - 8)
-    if kind == "Q4_K":
-        scales, codes = raw[:, 4:16], raw[:, 16:]
-        low = np.concatenate([scales[:, 0:4] & 63, (scales[:, 8:12] & 15) | (scales[:, 0:4] >> 6 << 4)], 1)
-        high = np.concatenate([scales[:, 4:8] & 63, (scales[:, 8:12] >> 4) | (scales[:, 4:8] >> 6 << 4)], 1)
-        parts = codes.reshape(-1, 4, 1, 32) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1) & 15
-        parts = parts.reshape(-1, 8, 32).astype(np.float32)
-        return ((half(0) * low)[:, :, None] * parts - (half(2) * high)[:, :, None]).reshape(-1, 256)
-    low = raw[:, :128].reshape(-1, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1) & 15
-    high = raw[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1) & 3
-    codes = (low.reshape(-1, 8, 32) | high.reshape(-1, 8, 32) << 4).astype(np.float32) - 32
-    scales = half(208) * raw[:, 192:208].view(np.int8)
-    return (scales[:, :, None] * codes.reshape(-1, 16, 16)).reshape(-1, 256)
-
-
-@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
-def test_random_blocks_have_the_spread_asked_for(kind: str) -> None:
-    tensor = GGUFTensor("blk.0.attn_q.weight", (1000, 1024), kind)
-    raw = np.concatenate(list(RandomBlocks().parts(tensor, 0.03)))
-    assert raw.nbytes == tensor.nbytes
-    values = dequantized(kind, raw.reshape(-1, BLOCKS[kind][1]))
-    assert values.std() == pytest.approx(0.03, rel=0.1)
-    assert abs(values.mean()) < 0.005
-
-
-def test_random_blocks_differ_from_tensor_to_tensor_and_norms_are_around_one() -> None:
-    blocks = RandomBlocks()
-    first, second = (
-        np.concatenate(list(blocks.parts(GGUFTensor(name, (64, 512), "Q8_0"), 1.0)))
-        for name in ("a.weight", "b.weight")
-    )
-    assert not np.array_equal(first, second)
-    norm = np.concatenate(list(blocks.parts(GGUFTensor("blk.0.attn_norm.weight", (896,), "F32"), 0.1))).view("<f4")
-    assert norm.shape == (896,)
-    assert norm.mean() == pytest.approx(1.0, abs=0.05)
-
-
-def test_what_openvino_reads_a_token() -> None:
-    def constant(name: str, kind: str, shape: str, size: int) -> str:
-        return f'<layer type="Const" name="{name}"><data element_type="{kind}" shape="{shape}" size="{size}"/></layer>'
-
-    linear = constant("layers.0.mlp.up_proj.weight", "i4", "200, 2, 32", 6400)
-    embedding = constant("embed_tokens.weight", "u8", "100, 64", 6400) + constant(
-        "embed_tokens/scale", "f16", "100, 1", 200
-    )
-    lookup = constant("embed_tokens/Constant", "i32", "", 4)
-    tied = weights_read(f"<net>{linear}{embedding}{lookup}</net>")
-    assert tied == {"weight_bytes": 6400 + 6400 + 200 + 4, "head": "u8 (the embedding)"}
-    untied = weights_read(f"<net>{linear}{embedding}{lookup}{constant('lm_head.weight', 'u8', '100, 64', 6400)}</net>")
-    assert untied == {"weight_bytes": 6400 + 66 + 4 + 6400, "head": "u8"}
-
-
-def test_the_variables_of_a_ctranslate2_model() -> None:
-    def text(value: str) -> bytes:
-        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
-
-    body = struct.pack("<I", 6) + text("TransformerDecoderSpec") + struct.pack("<I", 8) + struct.pack("<I", 2)
-    body += text("a/weight") + struct.pack("<BIIBI", 2, 3, 4, 1, 12) + bytes(12)
-    body += text("scale") + struct.pack("<BBI", 0, 0, 4) + bytes(4) + struct.pack("<I", 0)
-    assert list(variables(io.BytesIO(body))) == [("a/weight", "int8", 12, 3), ("scale", "float32", 4, 1)]
 
 
 def test_what_a_build_of_llama_cpp_leaves_out() -> None:
@@ -188,27 +56,6 @@ def test_why_an_engine_is_missing_and_what_tuning_chose(tmp_path: Path) -> None:
     tuned = settings(engine, "s", work)
     assert (tuned["flash_attn"], tuned["repack"]) == (False, True)
     assert tuned["state"].endswith("llama.cpp-state-flash_attn-false")
-
-
-def test_a_model_that_is_too_large_or_fails_leaves_its_reason(tmp_path: Path) -> None:
-    work = Work(tmp_path)
-    (tmp_path / "make" / "venv" / "bin").mkdir(parents=True)
-    (tmp_path / "make" / "venv" / "bin" / "python").symlink_to(sys.executable)
-    folder = work.shape("smollm2-135m")
-    for name in ("edgellm", "float16"):
-        (folder / name).mkdir(parents=True)
-    (folder / "float16" / "weights").write_bytes(bytes(1000))
-    said: list[str] = []
-    engines = chosen(["openvino", "llama.cpp-q4_0"])
-    make_models("smollm2-135m", engines, work, Allowance(nbytes=1500), said.append)
-    assert "more than" in work.facts(folder / "openvino")["missing"]
-    assert "setup llama.cpp" in work.facts(folder / "q4_0.gguf")["missing"]
-    assert not (folder / "float16").exists()
-    log = tmp_path / "log"
-    with pytest.raises(BuildFailed, match="out of paint"):
-        _build([sys.executable, "-c", "raise SystemExit('out of paint')"], log, Allowance())
-    with pytest.raises(BuildFailed, match="minutes"):
-        _build([sys.executable, "-c", "import time; time.sleep(60)"], log, Allowance(seconds=0.1))
 
 
 def test_jobs_keep_start_and_depth_apart(tmp_path: Path) -> None:
@@ -306,6 +153,80 @@ def test_tuning_keeps_the_fastest_settings(tmp_path: Path, monkeypatch: pytest.M
     assert found["contenders"] == ["llama.cpp-q4_0"]
     assert json.loads(work.tuned("s").read_text()) == found
     assert settings(engines[0], "s", work)["n_ubatch"] == 128
+
+
+class Tuning:
+    """In place of rounds: what each engine does, a rate of everything, a problem, or an interruption."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.work, self.rates, self.seen = Work(tmp_path), {}, []
+        self.work.shape("s").mkdir(parents=True)
+        monkeypatch.setattr("tools.peers.tune.missing", lambda *given: None)
+        monkeypatch.setattr("tools.peers.tune.run_rounds", self._rounds)
+
+    def _rounds(self, shape: str, config: Any, engines: list[Any], load: Workload, *given: Any) -> Outcome:
+        (engine,) = engines
+        self.seen.append((engine.name, settings(engine, shape, self.work).get("attention_backend")))
+        rate = self.rates[engine.name]
+        if rate is None:
+            raise KeyboardInterrupt
+        if rate == 0:
+            return Outcome({engine.name: Figures(problem="out of paint")})
+        return Outcome({engine.name: Figures({"prefill 512": [rate], "decode 0": [rate]}, others=0.25)})
+
+    def tune(self, *names: str) -> dict[str, Any]:
+        said: list[str] = []
+        found = tune("s", LLAMA_1B, chosen(names), LOAD, self.work, Patience(), said.append)
+        return {**found, "said": said}
+
+
+def test_tuning_again_forgets_an_engine_that_runs_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = Tuning(tmp_path, monkeypatch)
+    tuning.rates = {"openvino": 9.0, "ctranslate2": 8.0}
+    assert tuning.tune("openvino", "ctranslate2")["contenders"] == ["openvino", "ctranslate2"]
+    assert [backend for name, backend in tuning.seen if name == "openvino"] == ["PA", "SDPA"]
+    tuning.rates["openvino"] = 0
+    found = tuning.tune("openvino")
+    assert [text.rsplit(": ", 1)[1] for text in found["said"]] == ["out of paint"] * 2
+    assert (list(found["tried"]), list(found["choice"])) == (["ctranslate2"], ["ctranslate2"])
+    assert found["contenders"] == ["ctranslate2"]
+
+
+def test_who_interrupts_tuning_keeps_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = Tuning(tmp_path, monkeypatch)
+    tuning.rates = {"openvino": 9.0, "ctranslate2": None}
+    tuning.tune("openvino")
+    before = json.loads(tuning.work.tuned("s").read_text())
+    assert before["choice"] == {"openvino": {"attention_backend": "PA"}}
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tune("ctranslate2")
+    assert json.loads(tuning.work.tuned("s").read_text()) == before
+
+
+def test_the_command_says_what_was_tuned_and_whether_it_was_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = {name: [{"options": {}, "rates": {}, "others": others}] for name, others in (("a", 0.02), ("b", 0.3))}
+    found = {"choice": {"a": {"x": 1}, "b": {}}, "tried": tried, "contenders": ["b"]}
+    monkeypatch.setattr(bench_peers, "tune", lambda *given: found)
+    assert bench_peers.main(["--work", str(tmp_path), "tune", "--shape", "qwen2.5-0.5b"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "qwen2.5-0.5b: a: {'x': 1} (too slow to be the fastest at anything)",
+        "qwen2.5-0.5b: b: {} (contender; NOT QUIET, others took 30%: tune again)",
+    ]
+
+
+def test_only_contenders_run_unless_engines_are_named(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    work.shape("s").mkdir(parents=True)
+
+    def engines(*names: str) -> list[str]:
+        return [engine.name for engine in bench_peers._engines(argparse.Namespace(engines=names), "s", work)]
+
+    assert engines() == [engine.name for engine in ENGINES]
+    work.tuned("s").write_text(json.dumps({"contenders": ["openvino"]}))
+    assert engines() == ["edgellm", "edgellm-head4", "openvino"]
+    assert engines("ctranslate2") == ["ctranslate2"]
 
 
 def test_others_are_what_is_left_of_the_busy_time() -> None:

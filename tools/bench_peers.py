@@ -76,7 +76,9 @@ def tune_all(given: argparse.Namespace) -> int:
         found = tune(shape, config, chosen(given.engines), load, Work(given.work), _patience(given), say)
         for name, options in found["choice"].items():
             kept = "contender" if name in found["contenders"] else "too slow to be the fastest at anything"
-            print(f"{shape}: {name}: {options} ({kept})")
+            others = max(entry["others"] for entry in found["tried"][name])
+            noise = f"; NOT QUIET, others took {others:.0%}: tune again" if others > given.quiet / 100 else ""
+            print(f"{shape}: {name}: {options} ({kept}{noise})", flush=True)
     return 0
 
 

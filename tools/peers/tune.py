@@ -33,9 +33,12 @@ def tune(
     found: dict[str, Any] = read_json(work.tuned(shape)) or {"choice": {}, "tried": {}}
 
     def measure(engine: Engine, options: dict[str, Any], load: Workload) -> Figures:
-        found["choice"][engine.name] = options
-        _write(found, shape, work)
-        return run_rounds(shape, config, [engine], load, 1, work, patience, say).engines[engine.name]
+        # the file names what is tried while it is tried only: whoever interrupts this leaves what was chosen
+        _write({**found, "choice": {**found["choice"], engine.name: options}}, shape, work)
+        try:
+            return run_rounds(shape, config, [engine], load, 1, work, patience, say).engines[engine.name]
+        finally:
+            _write(found, shape, work)
 
     for engine in engines:
         if not engine.is_peer or missing(engine, shape, work) is not None:
@@ -44,18 +47,21 @@ def tune(
         for choice in engine.choices:
             figures = measure(engine, choice, load)
             if figures.problem is None:
-                tried.append({"options": choice, "seconds": seconds(figures, load), "rates": rates(figures)})
+                entry = {"options": choice, "seconds": seconds(figures, load), "rates": rates(figures)}
+                tried.append({**entry, "others": figures.others})
             else:
                 say(f"{shape}: {engine.name} with {choice}: {figures.problem}")
-        found["choice"].pop(engine.name)
+        for kept in (found["choice"], found["tried"]):
+            kept.pop(engine.name, None)
         if not tried:
             continue
         best = min(tried, key=lambda entry: entry["seconds"])
         for refinement in engine.refinements:
             options = {**best["options"], **refinement}
-            found_rates = rates(measure(engine, options, replace(load, depths=())))
-            if found_rates and all(rate > best["rates"][name] for name, rate in found_rates.items()):
-                best = {"options": options, "rates": {**best["rates"], **found_rates}}
+            figures = measure(engine, options, replace(load, depths=()))
+            faster = rates(figures)
+            if faster and all(rate > best["rates"][name] for name, rate in faster.items()):
+                best = {"options": options, "rates": {**best["rates"], **faster}, "others": figures.others}
                 tried.append(best)
         found["tried"][engine.name] = tried
         found["choice"][engine.name] = best["options"]
