@@ -1,1 +1,1 @@
-"""Kernels, one file a family, and the constants they share with the runtime. Modules of constants import nothing else."""
+"""Kernels, one file a family, and the constants they share with the runtime, in modules that import nothing else."""
