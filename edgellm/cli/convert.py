@@ -56,7 +56,11 @@ def add_arguments(parser: Parser) -> None:
 def _add_quantization(parser: Parser) -> None:
     group = parser.add_argument_group("quantization")
     group.add_argument("--target", metavar="DEVICE", help="choose bits and groups for a device; 'list' shows them")
-    group.add_argument("--method", choices=("gptq", "awq", "rtn"), help="rtn needs no calibration (default: gptq)")
+    group.add_argument(
+        "--method",
+        choices=("gptq", "awq", "rtn"),
+        help="rtn needs no calibration (default: gptq); awq writes AWQ's own files at 4 bits, else GPTQ's",
+    )
     group.add_argument("--bits", type=int, choices=(2, 3, 4, 8, 16), help="of a weight (4); 16 prunes alone")
     group.add_argument("--group-size", metavar="N", type=int, help="weights that share a scale: 16 to 128, -1 (128)")
     symmetry = group.add_mutually_exclusive_group()

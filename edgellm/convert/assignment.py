@@ -77,7 +77,7 @@ def assign(recipe: Recipe, units: Iterable[Unit]) -> Assignment:
             scheme = (
                 given if given is None or "group_size" in found[1] else replace(given, group_size=default.group_size)
             )
-        if scheme is not None and not _fits(recipe.method, scheme, unit):
+        if scheme is not None and not _fits(recipe.packing, scheme, unit):
             notes.append(f"{unit.stem} stays in floating point: its {unit.shape} codes do not fill words of 32 bits")
             scheme = None
         schemes[unit.stem] = scheme
@@ -102,8 +102,8 @@ def _dividing(scheme: Scheme, units: list[Unit], notes: list[str]) -> Scheme:
     return scheme
 
 
-def _fits(method: str, scheme: Scheme, unit: Unit) -> bool:
+def _fits(packing: str, scheme: Scheme, unit: Unit) -> bool:
     outputs, inputs = unit.shape
-    if method == "awq":
+    if packing == "awq":
         return outputs % awq.NIBBLES == 0
     return inputs * scheme.bits % WORD_BITS == 0 and outputs * scheme.bits % WORD_BITS == 0

@@ -79,7 +79,7 @@ class Job:
         """Names of all output tensors of a piece, in the order in which they are proven."""
         names = list(piece.copied)
         for unit in piece.units:
-            names += [f"{unit.stem}.{part}" for part in packed_shapes(self.recipe.method, unit, self.scheme(unit))]
+            names += [f"{unit.stem}.{part}" for part in packed_shapes(self.recipe.packing, unit, self.scheme(unit))]
         return names
 
     def digest(self, source: str, calibration: str) -> str:
@@ -134,7 +134,7 @@ def _outputs(
         sources[name] = TensorSource(dtype, shape, lambda: opened.checkpoint.read(name))
 
     def add_packed(unit: Unit) -> None:
-        shapes = packed_shapes(recipe.method, unit, assignment.schemes[unit.stem])
+        shapes = packed_shapes(recipe.packing, unit, assignment.schemes[unit.stem])
         for part, (dtype, shape) in shapes.items():
             add(f"{unit.stem}.{part}", dtype, shape)
 

@@ -21,11 +21,11 @@ from edgellm.formats.quantized import group_count
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def packed_shapes(method: str, unit: Unit, scheme: Scheme) -> Shapes:
+def packed_shapes(packing: str, unit: Unit, scheme: Scheme) -> Shapes:
     """The tensors of a quantized linear before it is quantized."""
     outputs, inputs = unit.shape
     groups = group_count(inputs, scheme.group_width(inputs))
-    if method == "awq":
+    if packing == "awq":
         width = outputs // awq.NIBBLES
         return {
             "qweight": ("I32", (inputs, width)),
@@ -40,16 +40,16 @@ def packed_shapes(method: str, unit: Unit, scheme: Scheme) -> Shapes:
     }
 
 
-def pack_unit(method: str, tensor: QuantizedTensor) -> dict[str, np.ndarray]:
+def pack_unit(packing: str, tensor: QuantizedTensor) -> dict[str, np.ndarray]:
     """The tensors of a quantized linear. Raises `UsageError` where the format cannot hold it."""
-    return awq.pack(tensor) if method == "awq" else gptq.pack(tensor, checkpoint_format="gptq")
+    return awq.pack(tensor) if packing == "awq" else gptq.pack(tensor, checkpoint_format="gptq")
 
 
 def quantization_config(recipe: Recipe, assignment: Assignment, units: list[Unit]) -> dict[str, Any]:
     """`quantization_config` of config.json, in the words that transformers, GPTQModel and vLLM read."""
     default = assignment.default
     skipped = [unit.stem for unit in units if unit.layer is not None and assignment.schemes[unit.stem] is None]
-    if recipe.method == "awq":
+    if recipe.packing == "awq":
         return {
             "quant_method": "awq",
             "bits": default.bits,

@@ -229,7 +229,7 @@ class _Run:
         self.state.save()
 
     def _write_unit(self, unit: Unit, tensor: QuantizedTensor, report: LinearReport) -> None:
-        for part, array in pack_unit(self.job.recipe.method, tensor).items():
+        for part, array in pack_unit(self.job.recipe.packing, tensor).items():
             self.output.write(f"{unit.stem}.{part}", array)
         self.linears.append(report)
         if unit.layer is not None:

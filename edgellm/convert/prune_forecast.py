@@ -58,7 +58,7 @@ def foresee_pruned(
     kept = sum(unit.size * shares[unit.stem] for unit in units) / sum(unit.size for unit in units)
     went = sum(unit.size * (1 - shares[unit.stem]) for unit in units) * whole.bits_per_weight / 8
     went += _vectors_bytes(opened) * (1 - _layers_share(opened.config, cut))
-    if recipe.method != "awq":  # g_idx, four bytes an input
+    if recipe.packing != "awq":  # g_idx, four bytes an input
         went += sum(4 * unit.in_features * (1 - _inputs_share(opened.config, cut, unit)) for unit in units)
     output = round(whole.output_bytes - went)
     largest = max((base, whole), key=lambda forecast: forecast.peak_bytes)

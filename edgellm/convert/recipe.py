@@ -97,6 +97,14 @@ class Recipe:
         """Whether any weight is quantized."""
         return self.method != NO_METHOD
 
+    @property
+    def packing(self) -> str:
+        """Whose tensors the file has, "awq" or "gptq": AWQ's own hold 4 bits, its other ones are written as GPTQ."""
+        return "awq" if self.method == "awq" and self._all_bits() == {4} else "gptq"
+
+    def _all_bits(self) -> set[int]:
+        return {self.scheme.bits} | {int(given["bits"]) for given in self.overrides.values() if "bits" in given}
+
     def _check_unquantized(self) -> None:
         if self.prune is None:
             hint = "Ask for something to prune, or for fewer bits."
@@ -106,10 +114,9 @@ class Recipe:
                 raise UsageError("nothing is quantized at 16 bits", key=key, found=getattr(self, key))
 
     def _check_awq(self) -> None:
-        bits = {self.scheme.bits} | {int(s["bits"]) for s in self.overrides.values() if "bits" in s}
-        if bits != {4} or self.scheme.desc_act or self.average_bits is not None or self.lm_head_bits is not None:
-            allowed = "4 bits for every linear that is not skipped, no act-order, no average, no lm_head"
-            raise UsageError("AWQ files cannot hold that", key="method", found="awq", allowed=allowed)
+        if self.scheme.desc_act or self.average_bits is not None or self.lm_head_bits is not None:
+            allowed = "no act-order, no average, no lm_head"
+            raise UsageError("AWQ cannot do that", key="method", found="awq", allowed=allowed)
 
     def _check_override(self, name: str, settings: Any) -> None:
         key = f"overrides.{name}"

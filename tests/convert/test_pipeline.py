@@ -48,7 +48,13 @@ def test_rounding_writes_what_the_quantizer_gives_and_copies_the_rest(tmp_path: 
 
 @pytest.mark.parametrize("name", ["llama-gqa-head-dim", "gemma3", "olmo2", "phi3"])
 @pytest.mark.parametrize(
-    "settings", [{"method": "gptq"}, {"method": "gptq", "desc_act": True, "sym": False}, {"method": "awq"}]
+    "settings",
+    [
+        {"method": "gptq"},
+        {"method": "gptq", "desc_act": True, "sym": False},
+        {"method": "awq"},
+        {"method": "awq", "bits": 8},
+    ],
 )
 def test_calibrated_outputs_are_near_the_source(name: str, settings: dict, tmp_path: Path) -> None:
     source, ids = golden(name), tokens().token_ids
@@ -57,6 +63,8 @@ def test_calibrated_outputs_are_near_the_source(name: str, settings: dict, tmp_p
     expected = logits(source, ids)
     errors = [np.linalg.norm(logits(tmp_path / out, ids) - expected) for out in ("out", "coarse")]
     assert errors[0] < 0.7 * errors[1]
+    stated = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert stated["quant_method"] == ("awq" if settings == {"method": "awq"} else "gptq")
 
 
 def test_later_linears_see_the_quantized_ones_before_them(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from edgellm.errors import EdgeLLMError, UsageError
         ({"average_bits": 1.0}, "average_bits"),
         ({"lm_head_bits": 3}, "lm_head_bits"),
         ({"true_sequential": 1}, "true_sequential"),
-        ({"method": "awq", "bits": 8}, "method"),
+        ({"method": "awq", "average_bits": 4.5}, "method"),
         ({"method": "awq", "desc_act": True}, "method"),
         ({"overrides": {"a": {"colour": 1}}}, "overrides.a"),
         ({"overrides": {"a": {"bits": 7}}}, "bits"),
@@ -40,6 +40,13 @@ def test_flags_that_were_not_given_are_no_settings() -> None:
     recipe = make_recipe({"bits": None, "method": "awq"})
     assert (recipe.scheme.bits, recipe.scheme.sym) == (4, False)
     assert make_recipe({}).scheme.sym is True
+
+
+def test_awq_is_written_as_gptq_where_its_own_files_hold_no_such_bits() -> None:
+    assert make_recipe({"method": "awq"}).packing == "awq"
+    assert make_recipe({"method": "awq", "bits": 3}).packing == "gptq"
+    assert make_recipe({"method": "awq", "overrides": {"lm_head": {"bits": 8}}}).packing == "gptq"
+    assert make_recipe({"method": "rtn"}).packing == "gptq"
 
 
 def test_the_digest_is_of_what_changes_bytes() -> None:
