@@ -1,6 +1,7 @@
 """Held-out accuracy of the guide, greedy: overall, by group, and after other turns of a conversation.
 
     python -m tools.guide.evaluate                     # models/guide on edgellm's reference backend
+    python -m tools.guide.evaluate --backend cpu       # as people get it
     python -m tools.guide.evaluate --torch RUN         # a training run, with the training module
 
 An answer is right when it has every required fact and names no command that belongs elsewhere (cases.py).
@@ -44,11 +45,11 @@ def torch_answerer(run: Path) -> Answerer:
     return answer
 
 
-def edgellm_answerer(model: str) -> Answerer:
+def edgellm_answerer(model: str, backend: str) -> Answerer:
     """Answers of a published folder through edgellm itself, one conversation at a time."""
     import edgellm
 
-    llm = edgellm.load(model, backend="reference")
+    llm = edgellm.load(model, backend=backend)
 
     def one(case: Case) -> str:
         with llm.chat(messages=case.before) as chat:
@@ -73,12 +74,13 @@ def tally(cases: list[Case], answers: list[str]) -> dict[str, tuple[int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/guide")
+    parser.add_argument("--backend", default="reference", help="of edgellm (reference)")
     parser.add_argument("--torch", type=Path, metavar="RUN", help="folder of a training run")
     parser.add_argument("--wrong", action="store_true", help="print the wrong answers")
     parser.add_argument("--limit", type=int, help="only every n-th case, to be quick", metavar="N", default=1)
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     args = parser.parse_args()
-    answerer = torch_answerer(args.torch) if args.torch else edgellm_answerer(args.model)
+    answerer = torch_answerer(args.torch) if args.torch else edgellm_answerer(args.model, args.backend)
     report = {}
     for title, cases in (("alone", single_turn_cases()), ("in conversation", in_conversation_cases())):
         cases = cases[:: args.limit]
