@@ -183,7 +183,10 @@ class PackedWeights:
         factor = dense_factor(dense.layout, largest)
         self._pack_pieces(dense, factor, counts=False)
         self._jobs.drain()
-        self.linears[dense.name] = replace(self.linears[dense.name], factor=factor)
+        usual = self.linears[dense.name]
+        anew = replace(usual, factor=factor)
+        # a tied head is its embedding
+        self.linears.update({name: anew for name, linear in self.linears.items() if linear is usual})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 
 from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.backends.cpu.packed_plan import dense_bits, plan_packing
-from edgellm.backends.cpu.packing import layout_of, pack_linear, unpack_linear
+from edgellm.backends.cpu.packing import factor_fits, layout_of, pack_linear, unpack_linear
 from edgellm.backends.cpu.packing_jobs import PackingJobs
 from edgellm.errors import ModelError, OutOfMemoryError, UsageError
+from edgellm.formats import QuantizedTensor
 from edgellm.model import fuse, open_model
 from tests.backends.cpu.kernels import WITHOUT_JIT
 from tools.make_synthetic import Storage, make_synthetic
@@ -171,11 +173,74 @@ def test_jobs_after_an_error_are_dropped() -> None:
     assert len(done) < 100
 
 
+def rewritten(folder: Path, change: Callable[[dict[str, np.ndarray]], None], **config: object) -> Path:
+    """The folder with its tensors changed in place, and entries of its config."""
+    from safetensors.numpy import load_file, save_file
+
+    file, settings = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **config}))
+    return folder
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("factor", [2.0**11, 2.0**-11])
+def test_magnitudes_out_of_the_usual_range_are_packed_again(threads: int, factor: float, tmp_path: Path) -> None:
+    names = ["embed_tokens", "layers.0.self_attn.o_proj"]
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        for name in names:
+            tensors[f"model.{name}.weight"] *= np.float16(factor)
+
+    folder = rewritten(synthetic(tmp_path, "float16"), change)
+    packed = pack(folder, "int8", threads)
+    with open_model(folder) as model:
+        dense = {"embed_tokens": model.weights.embedding(), **{name: model.weights.linear(name) for name in names[1:]}}
+    for name, weight in dense.items():
+        linear = packed.linears[name]
+        assert not factor_fits(float(np.abs(weight).max()))
+        out = np.zeros(linear.layout.nbytes, np.uint8)
+        assert linear.factor == pack_linear(weight, out, linear.layout)
+        assert np.array_equal(packed.data[linear.offset : linear.offset + len(out)], out), name
+    assert packed.linears["layers.0.self_attn.o_proj"].layout.bits == 16
+    assert packed.linears["lm_head"] is packed.linears["embed_tokens"]
+
+
+def test_codes_that_are_read_whole(tmp_path: Path) -> None:
+    """int8 numbers [out, in] lie in no words, so their weight comes as codes, one at a time."""
+    rng = np.random.default_rng(3)
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        for name in [name for name in tensors if name.endswith("_proj.weight")]:
+            rows = len(tensors[name])
+            tensors[name] = rng.integers(-128, 128, tensors[name].shape).astype(np.int8)
+            tensors[f"{name}_scale"] = rng.uniform(0.01, 0.02, (rows, 1)).astype(np.float16)
+
+    scheme = {"targets": ["Linear"], "weights": {"num_bits": 8, "strategy": "channel", "symmetric": True}}
+    quantization = {"quant_method": "compressed-tensors", "format": "int-quantized", "ignore": ["lm_head"]}
+    quantization["config_groups"] = {"group_0": scheme}
+    folder = rewritten(synthetic(tmp_path, "float16"), change, quantization_config=quantization)
+    one, two = pack(folder, threads=1), pack(folder, threads=2)
+    assert np.array_equal(one.data[: one.nbytes], two.data[: two.nbytes])
+    with open_model(folder) as model:
+        plan = plan_packing(fuse(model.weights.program), model.weights, "int8")
+        for name in ("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"):
+            weight = model.weights.stored(name)
+            assert isinstance(weight, QuantizedTensor)
+            assert one.linears[name].layout.bits == 8
+            assert np.array_equal(weight_in(one, name), weight.dequantize())
+    assert plan.nbytes >= one.nbytes > 0.9 * plan.nbytes
+    assert plan.largest_whole >= 3 * 160 * 64  # as stored, as codes, and those turned
+
+
 LOAD = """
 import json, sys
 import edgellm
 from edgellm.api import memory
 from edgellm.backends.cpu.packed import PackedWeights
+from edgellm.formats import QuantizedTensor
 from edgellm.model import fuse, open_model
 small, large = sys.argv[1:]
 def pack(folder):
