@@ -1,0 +1,158 @@
+"""How a kernel is declared: its name, parameters and launch shape, and what its generated code must keep to.
+
+    @kernel("add", (("x", "f32*"), ("y", "f32*"), ("count", "u32")), threads=128)
+    def add(x, y, count):
+        i = u32(cuda.blockIdx.x * 128 + cuda.threadIdx.x)
+        if i < count:
+            y[i] = y[i] + x[i]
+
+A family of kernels is declared by a function that makes one of them from literal constants and declares it under a name
+that tells them (`gemv_w4g128_b1`). This module knows nothing of the compiler; the runtime reads `code/index.json`
+instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm.errors import UsageError
+
+SCALARS = {"u16": 2, "u32": 4, "i32": 4, "f32": 4, "u64": 8}  # what a parameter may be by value: bytes
+POINTEES = {"u8": 1, "i8": 1, **SCALARS, "i64": 8}  # what it may point at: bytes an element
+_PACKAGE = "edgellm.backends.cuda.kernels"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel. `type` is a scalar ("u32") or a pointer ("u32*"), 8 bytes on the device."""
+
+    name: str
+    type: str
+
+    @property
+    def pointer(self) -> bool:
+        return self.type.endswith("*")
+
+    @property
+    def bytes(self) -> int:
+        return 8 if self.pointer else SCALARS[self.type]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the machine code of a kernel must keep to; the gates of the tests read it.
+
+    Attributes:
+        registers: the most registers a thread.
+        shared: the most bytes of static shared memory a block.
+        expects: patterns (regular expressions) of machine instructions that must be there, e.g. "LDG.E.*128".
+        weight_bits: 4, 8 or 16 where the hot loop streams weights by `ldg128`; 0 where it does not.
+        instructions_a_weight: the most instructions of a thread in that loop for each weight it reads.
+    """
+
+    registers: int = 128
+    shared: int = 48 * 1024
+    expects: tuple[str, ...] = ()
+    weight_bits: int = 0
+    instructions_a_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as declared.
+
+    Attributes:
+        name: its name, and the entry's in the PTX.
+        function: the Python function that is compiled.
+        parameters: in order.
+        threads: threads a block (the x axis; blocks are one-dimensional).
+        min_blocks: how many blocks a multiprocessor should hold at once; bounds the registers.
+        lowest, highest: compute capabilities that run it (80 means 8.0); `highest` None: all above.
+        dynamic_shared: bytes of dynamic shared memory a launch asks for, 0 for none.
+        budget: what its code must keep to.
+    """
+
+    name: str
+    function: Callable[..., None]
+    parameters: tuple[Parameter, ...]
+    threads: int
+    min_blocks: int
+    lowest: int
+    highest: int | None
+    dynamic_shared: int
+    budget: Budget
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether a device of that compute capability (87 means 8.7) runs it."""
+        return self.lowest <= capability and (self.highest is None or capability <= self.highest)
+
+
+REGISTRY: dict[str, Kernel] = {}
+
+
+def kernel(
+    name: str,
+    parameters: Sequence[tuple[str, str]],
+    *,
+    threads: int = 128,
+    min_blocks: int = 1,
+    lowest: int = 75,
+    highest: int | None = None,
+    dynamic_shared: int = 0,
+    registers: int = 128,
+    shared: int = 48 * 1024,
+    expects: Sequence[str] = (),
+    weight_bits: int = 0,
+    instructions_a_weight: float = 0.0,
+) -> Callable[[Callable[..., None]], Kernel]:
+    """Declare the decorated function a kernel; what it gives stands in `REGISTRY` under `name`. See `Kernel`, `Budget`.
+
+    Raises:
+        UsageError: a name twice or no identifier, parameters that are not the function's, an unknown type, a block that
+            no device takes.
+    """
+
+    def declare(function: Callable[..., None]) -> Kernel:
+        budget = Budget(registers, shared, tuple(expects), weight_bits, instructions_a_weight)
+        listed = tuple(Parameter(*parameter) for parameter in parameters)
+        declared = Kernel(name, function, listed, threads, min_blocks, lowest, highest, dynamic_shared, budget)
+        _check(declared)
+        REGISTRY[name] = declared
+        return declared
+
+    return declare
+
+
+def all_kernels() -> dict[str, Kernel]:
+    """Every kernel of the package, by name in alphabetical order. Imports all of `kernels/`, so the compiler too."""
+    package = importlib.import_module(_PACKAGE)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{_PACKAGE}.{module.name}")
+    return dict(sorted(REGISTRY.items()))
+
+
+def _check(declared: Kernel) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", declared.name):
+        raise _bad(declared, "a kernel's name is no identifier", declared.name, "a-z, 0-9, _")
+    if declared.name in REGISTRY:
+        raise _bad(declared, "two kernels have one name", declared.name, "each name once")
+    code = declared.function.__code__
+    taken = code.co_varnames[: code.co_argcount]
+    listed = tuple(parameter.name for parameter in declared.parameters)
+    if taken != listed:
+        raise _bad(declared, "the parameters are not the function's", listed, str(taken))
+    for parameter in declared.parameters:
+        known: dict[str, Any] = POINTEES if parameter.pointer else SCALARS
+        if parameter.type.rstrip("*") not in known:
+            raise _bad(declared, f"parameter {parameter.name} has an unknown type", parameter.type, ", ".join(known))
+    if not 32 <= declared.threads <= 1024 or declared.threads % 32:
+        raise _bad(declared, "the threads of a block", declared.threads, "whole warps, 32 to 1024")
+
+
+def _bad(declared: Kernel, what: str, found: object, allowed: str) -> UsageError:
+    return UsageError(what, key=declared.name, found=found, allowed=allowed)
