@@ -20,7 +20,10 @@ ROPE = Rope(10000.0, 8)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"),
-    cases((2, 1, 8), (3, 3, 20), (16, 2, 16), (4, 2, 64), (8, 1, 80), (2, 2, 128), (7, 1, 96), (72, 1, 8)),
+    cases(
+        *((2, 1, 8), (3, 3, 20), (5, 1, 72), (16, 2, 16), (4, 2, 64), (8, 1, 80), (2, 2, 128), (7, 1, 96), (72, 1, 8)),
+        small=3,
+    ),
 )
 def test_prompts_and_single_tokens_of_any_shape(dtype: str, heads: int, kv_heads: int, head_dim: int) -> None:
     geometry = CacheGeometry(200, (None, 11), kv_heads, head_dim, 96, dtype)
