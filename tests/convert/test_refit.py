@@ -41,6 +41,16 @@ def test_a_copy_takes_over_what_its_twin_added():
     np.testing.assert_allclose(refit(weight, x.T @ x, np.array([0, 2]), ridge=1e-9), [[3.0, 3.0]], atol=1e-5)
 
 
+def test_outputs_that_are_asked_for_are_found_and_the_ridge_holds_on_to_the_weight_there_is():
+    random = np.random.default_rng(0)
+    x, wanted = random.standard_normal((200, 6)), random.standard_normal((3, 6))
+    weight = random.standard_normal((3, 6)).astype(np.float32)
+    sums = x.T @ x, np.arange(6)
+    cross = x.T @ (x @ wanted.T)
+    np.testing.assert_allclose(refit(weight, *sums, ridge=1e-9, cross=cross), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(refit(weight, *sums, ridge=1e9, cross=cross), weight, atol=1e-6)
+
+
 def test_inputs_that_were_never_seen_do_no_harm():
     weight = np.ones((2, 4), np.float32)
     assert np.isfinite(refit(weight, np.zeros((4, 4)), np.array([0, 1]))).all()

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.convert.distill.least_squares import LeastSquares
 from edgellm.convert.distill.network import Arrays, Network, Step, sequences
 from edgellm.convert.distill.optimizer import AdamW, Schedule, clip
 from edgellm.convert.distill.settings import Settings
 from edgellm.convert.distill.texts import batch_rows
 from edgellm.convert.distill.trainable import Scales
+from edgellm.convert.hessian import Hessian
+from edgellm.convert.refit import refit
 from edgellm.errors import NumericalError
 from edgellm.model.program import Op
 
@@ -117,11 +118,11 @@ class Healer:
         return Healed(layer, self.layers[layer], before, fitted, error)
 
     def _fit(self, ops: tuple[Op, ...], xs: list[np.ndarray], targets: list[np.ndarray]) -> None:
-        """Least squares for the last linear of a branch, which writes y."""
+        """The last linear of a branch re-fitted to what it should write for `targets` behind the branch."""
         op = [op for op in ops if op.kind == "linear"][-1]
         name, multiplier = op.weights[0], np.float32(ops[-1].attributes.get("multiplier", 1.0))
         weight = self.student.parameters[name]
-        sums = LeastSquares(weight.shape[1], weight.shape[0])
+        hessian, cross = Hessian(weight.shape[1], name), np.zeros(weight.shape[::-1])
         inputs: list[np.ndarray] = []
 
         def tap(at: Op, buffers: Arrays) -> None:
@@ -130,8 +131,10 @@ class Healer:
 
         for x, target in zip(xs, targets, strict=True):
             out = self.student.forward(ops, {"x": x}, tap=tap)["x"]
-            sums.add(inputs.pop(), (target - out) / multiplier)
-        weight += sums.solve()
+            read = inputs.pop()
+            hessian.add(read)
+            cross += read.T @ ((target - out) / multiplier + read @ weight.T)
+        weight[...] = refit(weight, hessian.matrix(), np.arange(weight.shape[1]), cross=cross)
 
     def _descend(self, layer: int, ops: tuple[Op, ...], xs: list[np.ndarray], targets: list[np.ndarray]) -> None:
         """Gradient steps on the mean square error, relative to the target's variance."""
