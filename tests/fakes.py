@@ -197,6 +197,7 @@ class FakeBackend:
     name = "fake"
     devices = ("cpu",)
     options: Mapping[str, tuple[str, ...]] = {}
+    cache_dtypes = ("float32", "float16", "int8")
 
     def __init__(self, prefill_chunk: int = 16, **runner: Any) -> None:
         self.prefill_chunk = prefill_chunk
@@ -205,13 +206,23 @@ class FakeBackend:
     def unavailable(self) -> str | None:
         return None
 
-    def load(self, program: Any, weights: Any, *, threads: int | None = None, progress: Any = None) -> FakeRunner:
+    def load(
+        self,
+        program: Any,
+        weights: Any,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        progress: Any = None,
+    ) -> FakeRunner:
         if progress is not None:
             progress(1, 2)
             progress(2, 2)
         return FakeRunner(**self.runner)
 
-    def plan_bytes(self, program: Any, weights: Any, geometry: CacheGeometry, num_slots: int) -> MemoryPlan:
+    def plan_bytes(
+        self, program: Any, weights: Any, geometry: CacheGeometry, num_slots: int, *, device: str | None = None
+    ) -> MemoryPlan:
         return MemoryPlan(4096, geometry.slot_nbytes * num_slots, 1024, 4096)
 
 

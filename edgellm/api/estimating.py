@@ -22,6 +22,7 @@ class Estimate:
         peak_bytes: the process at its peak.
         available_bytes: what this process can still allocate, None where the system does not tell.
         fits: `load` will not refuse.
+        gpu_weights_bytes, gpu_cache_bytes, gpu_scratch_bytes, gpu_available_bytes: on a GPU with its own memory.
         notes: what a person should know.
         lm_head, lm_head_bytes: what the lm_head will be stored as, "int4", "int8", "float16" ..., and its bytes, which
             `weights_bytes` counts and every token reads.
@@ -39,6 +40,10 @@ class Estimate:
     notes: tuple[str, ...] = ()
     lm_head: str | None = None
     lm_head_bytes: int = 0
+    gpu_weights_bytes: int = 0
+    gpu_cache_bytes: int = 0
+    gpu_scratch_bytes: int = 0
+    gpu_available_bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""
@@ -50,6 +55,7 @@ def estimate(
     *,
     context: int | None = None,
     backend: str | None = None,
+    device: str | None = None,
     cache_dtype: str | None = None,
     slots: int = 1,
     lm_head: str | None = None,
@@ -63,14 +69,23 @@ def estimate(
     with planning.open_path(path) as opened:
         options = {"lm_head": lm_head, "activations": activations}
         plan = planning.make_plan(
-            opened, backend=backend, context=context, cache_dtype=cache_dtype, slots=slots, options=options
+            opened,
+            backend=backend,
+            device=device,
+            context=context,
+            cache_dtype=cache_dtype,
+            slots=slots,
+            options=options,
         ).memory
         process = _process.get(opened.path)
         if process is None:
             kept = (_runtime(), side_text.load_text(opened))
             process = _process[opened.path] = memory.resident_bytes()
             del kept
-    available = memory.available_bytes()
+    available, on_device = memory.available_bytes(), plan.on_device
+    there = {}
+    if on_device is not None:
+        there = {f"gpu_{key}_bytes": getattr(on_device, key) for key in ("weights", "cache", "scratch", "available")}
     return Estimate(
         process_bytes=process,
         code_bytes=plan.code,
@@ -80,10 +95,11 @@ def estimate(
         loading_bytes=plan.loading,
         peak_bytes=process + plan.peak,
         available_bytes=available,
-        fits=fits(plan.peak, available),
+        fits=fits(plan.peak, available) and (on_device is None or fits(on_device.peak, on_device.available)),
         notes=plan.notes,
         lm_head=plan.lm_head,
         lm_head_bytes=plan.lm_head_bytes,
+        **there,
     )
 
 

@@ -83,7 +83,9 @@ def _loaded(plan: planning.Plan, threads: int | None, progress: Callable[[int, i
     tokenizer, template = load_text(opened)
     if not force:
         _check_memory(plan)
-    runner = plan.backend.load(plan.program, opened.weights, threads=threads, progress=progress, **plan.options)
+    runner = plan.backend.load(
+        plan.program, opened.weights, device=plan.device, threads=threads, progress=progress, **plan.options
+    )
     try:
         cache = runner.new_cache(plan.geometry, plan.slots)
         return LLM(
@@ -127,6 +129,16 @@ def _defaults(opened: OpenedModel) -> SamplingParams:
 
 
 def _check_memory(plan: planning.Plan) -> None:
+    on_device = plan.memory.on_device
+    if on_device is not None and not fits(on_device.peak, on_device.available):
+        raise OutOfMemoryError(
+            f"the model needs {on_device.peak:,} bytes of the GPU's memory and {on_device.available:,} are free, of "
+            f"which {memory.reserve_bytes(on_device.available):,} are kept back",
+            file=plan.opened.path,
+            key=on_device.device,
+            hint="Put fewer layers on it (--gpu-layers auto), lower context or slots, take a smaller cache_dtype, or "
+            "say force to try all the same.",
+        )
     available = memory.available_bytes()
     needed = plan.memory.peak
     if fits(needed, available):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CACHE_DTYPE = "float16"
-SCORE_DTYPE = "float32"
 MAX_SLOTS = 256
 MAX_THREADS = 1024
 
@@ -31,6 +30,7 @@ class Plan:
     Attributes:
         score_dtype: of the cache for scores and logits.
         options: of the backend's `load`, those that were chosen.
+        device: as it was asked for.
     """
 
     opened: OpenedModel
@@ -41,6 +41,7 @@ class Plan:
     score_dtype: str
     memory: MemoryPlan
     options: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
 
 
 def open_path(path: str | os.PathLike[str] | None) -> OpenedModel:
@@ -77,18 +78,27 @@ def make_plan(
         )
     slots = check_count("slots", slots, MAX_SLOTS)
     chosen = find(_text("backend", backend), _text("device", device))
+    dtype = _choose_dtype(chosen, cache_dtype)
     geometry = CacheGeometry(
         context=context,
         windows=config.layer_windows,
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         chunk=min(chosen.prefill_chunk, context),
-        dtype=cache_dtype or DEFAULT_CACHE_DTYPE,
+        dtype=dtype,
     )
     program = fuse(build_program(config))
     given = options_for(chosen, {key: _text(key, value) for key, value in (options or {}).items()})
-    needed = chosen.plan_bytes(program, opened.weights, geometry, slots, **given)
-    return Plan(opened, chosen, program, geometry, slots, cache_dtype or SCORE_DTYPE, needed, given)
+    needed = chosen.plan_bytes(program, opened.weights, geometry, slots, device=device, **given)
+    score_dtype = cache_dtype or chosen.cache_dtypes[0]
+    return Plan(opened, chosen, program, geometry, slots, score_dtype, needed, given, device)
+
+
+def _choose_dtype(backend: Backend, asked: str | None) -> str:
+    if asked is not None and asked not in backend.cache_dtypes:
+        allowed, what = ", ".join(backend.cache_dtypes), f"backend {backend.name} has no such kind of cache"
+        raise UsageError(what, key="cache_dtype", found=repr(asked), allowed=allowed)
+    return asked or DEFAULT_CACHE_DTYPE
 
 
 def choose_context(config: ModelConfig, context: int | None) -> int:

@@ -32,9 +32,10 @@ def _exists(name: str) -> bool:
 
 
 def find(name: str | None = None, device: str | None = None) -> Backend:
-    """The backend called `name`, or with None the fastest finished one that can run on `device`.
+    """The backend called `name`, or with None the fastest that can run on `device`.
 
-    `device` is "cpu", "cuda", "cuda:1" ..., or None or "auto" for any.
+    One that is not finished has to be asked for, by its name or by a kind of device. `device` is "cpu", "cuda",
+    "cuda:1" ..., or None or "auto" for any.
 
     Raises:
         BackendUnavailable: there is no such backend, it does not serve that device, or it cannot run here; nothing is
@@ -48,7 +49,7 @@ def find(name: str | None = None, device: str | None = None) -> Backend:
     reasons = []
     for candidate in [name] if name else installed():
         backend = _imported(candidate)
-        if name is None and not backend.finished:
+        if name is None and kind is None and not backend.finished:
             continue
         if kind is not None and kind not in backend.devices:
             reasons.append(f"backend {candidate} runs on {', '.join(backend.devices)} only")

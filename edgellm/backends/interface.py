@@ -126,6 +126,7 @@ class Backend(Protocol):
             backend has to be asked for.
         options: choices that only some backends offer, by the keyword of `load` and `plan_bytes`; the first is the
             default.
+        cache_dtypes: how it stores keys and values, of `slots.CACHE_DTYPES`; the most exact first.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Backend(Protocol):
     prefill_chunk: int
     finished: bool
     options: Mapping[str, tuple[str, ...]]
+    cache_dtypes: tuple[str, ...]
 
     def unavailable(self) -> str | None:
         """None where this backend can run here, else the reason and the fix, a sentence."""
@@ -142,24 +144,57 @@ class Backend(Protocol):
         program: Program,
         weights: Weights,
         *,
+        device: str | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
         **options: str,
     ) -> Runner:
         """Read and pack every weight, piece by piece. Raises `ModelError`, `BackendUnavailable`.
 
+        `device` is one of the kinds of `devices`, with a number where there are several ("cuda:1"); None or "auto" the
+        first. Who has but one of each may take it for granted: `backends.find` has seen that the kind is right.
         The reference runs parts of a program too; a backend that cannot raises `BackendUnavailable`.
         """
 
     def plan_bytes(
-        self, program: Program, weights: Weights, geometry: CacheGeometry, num_slots: int, **options: str
+        self,
+        program: Program,
+        weights: Weights,
+        geometry: CacheGeometry,
+        num_slots: int,
+        *,
+        device: str | None = None,
+        **options: str,
     ) -> MemoryPlan:
         """What `load` and `new_cache` will hold at their peak, from headers alone."""
 
 
 @dataclass(frozen=True)
+class DeviceMemoryPlan:
+    """Bytes by purpose in the memory of a device that has its own.
+
+    Attributes:
+        device: such as "cuda:0".
+        available: bytes that can be allocated on it now.
+        weights, cache, scratch: as in `MemoryPlan`.
+    """
+
+    device: str
+    available: int
+    weights: int
+    cache: int
+    scratch: int
+
+    @property
+    def peak(self) -> int:
+        """All of it: nothing is held there for loading alone."""
+        return self.weights + self.cache + self.scratch
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose; the sum is the peak above the bare process.
+    """Bytes by purpose; the sum is the peak above the bare process. A device that shares this machine's memory, as a
+    Jetson's does, counts here; one with its own has its plan in `on_device`.
 
     Attributes:
         weights: the packed weights that stay.
@@ -169,6 +204,7 @@ class MemoryPlan:
         code: compiled kernels and what the compiler keeps beside them.
         lm_head: what the lm_head will be stored as.
         lm_head_bytes: its bytes, among the weights; every token reads them.
+        on_device: what is held in the device's own memory, beside all that.
     """
 
     weights: int
@@ -179,6 +215,7 @@ class MemoryPlan:
     lm_head: str | None = None
     lm_head_bytes: int = 0
     notes: tuple[str, ...] = field(default=())
+    on_device: DeviceMemoryPlan | None = None
 
     @property
     def peak(self) -> int:

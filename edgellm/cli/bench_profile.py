@@ -39,7 +39,8 @@ def profiles(path: str | None, args: Namespace, sizes: Sizes, say: Callable[[str
     say("profile: loading")
     with open_named(path) as opened:
         chosen = options_for(backend, precision_of(args))
-        runner = backend.load(fuse(build_program(opened.config)), opened.weights, threads=args.threads, **chosen)
+        program = fuse(build_program(opened.config))
+        runner = backend.load(program, opened.weights, device=args.device, threads=args.threads, **chosen)
     try:
         stepper = _Stepper(runner, args, min(backend.prefill_chunk, args.context))
         found = []

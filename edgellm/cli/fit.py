@@ -22,6 +22,9 @@ _ROWS = {
     "cache_bytes": "cache",
     "scratch_bytes": "scratch of the largest step",
     "loading_bytes": "only while loading",
+    "gpu_weights_bytes": "GPU: weights",
+    "gpu_cache_bytes": "GPU: cache",
+    "gpu_scratch_bytes": "GPU: scratch of the largest step",
 }
 _CONTEXT_STEP = 256
 
@@ -33,6 +36,7 @@ def add_arguments(parser: Parser) -> None:
     options.add_memory(parser)
     parser.add_argument("--slots", metavar="N", type=options.positive, default=1, help="conversations at a time")
     parser.add_argument("--backend", metavar="NAME", help="default: the fastest that can run here")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...; never replaced by another")
     options.add_precision(parser)
     options.add_json(parser)
 
@@ -43,7 +47,7 @@ def run(args: Namespace) -> int:
 
     terminal = Terminal.of(args)
     path = find_model(args.model)
-    asked: dict[str, Any] = {"backend": args.backend, "cache_dtype": args.cache_dtype, "slots": args.slots}
+    asked: dict[str, Any] = {key: getattr(args, key) for key in ("backend", "device", "cache_dtype", "slots")}
     asked |= options.precision_of(args)
     longest = int(edgellm.inspect(path)["max_position_embeddings"])
     context = args.context or min(longest, 4096)
@@ -73,6 +77,8 @@ def _print(estimate: Estimate, context: int, fitting: int | None, longest: int, 
     values = estimate.as_dict()
     rows = [(_ROWS[key] + _more(key, estimate, context), values[key]) for key in _ROWS if values[key]]
     rows += [("peak", values["peak_bytes"]), ("available", values["available_bytes"])]
+    if values["gpu_available_bytes"] is not None:
+        rows.append(("GPU: available", values["gpu_available_bytes"]))
     width = max(len(name) for name, _ in rows)
     for name, nbytes in rows:
         line = f"{name:<{width}}  {'unknown' if nbytes is None else size(nbytes):>8}"
@@ -90,8 +96,8 @@ def _print(estimate: Estimate, context: int, fitting: int | None, longest: int, 
 
 
 def _more(key: str, estimate: Estimate, context: int) -> str:
-    if key == "cache_bytes":
+    if key in ("cache_bytes", "gpu_cache_bytes"):
         return f" of {context} tokens"
-    if key == "weights_bytes" and estimate.lm_head:
+    if key in ("weights_bytes", "gpu_weights_bytes") and estimate.lm_head:
         return f" (lm_head {estimate.lm_head}, {size(estimate.lm_head_bytes)})"
     return ""

@@ -153,7 +153,8 @@ def _costs(
 
 @contextmanager
 def _loaded(backend: Backend, program: Program, weights: Weights, args: Namespace, **chosen: str) -> Iterator[Runner]:
-    runner = backend.load(program, weights, threads=args.threads, **chosen)
+    device = None if backend.name == _REFERENCE else args.device
+    runner = backend.load(program, weights, device=device, threads=args.threads, **chosen)
     try:
         yield runner
     finally:

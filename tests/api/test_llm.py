@@ -278,7 +278,7 @@ def test_a_failing_load_frees_the_runner(tiny, monkeypatch):
 
         class Spy:
             name, prefill_chunk, plan_bytes = backend.name, backend.prefill_chunk, staticmethod(backend.plan_bytes)
-            options = backend.options
+            options, cache_dtypes = backend.options, backend.cache_dtypes
 
             @staticmethod
             def load(*args, **options):

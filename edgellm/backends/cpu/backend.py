@@ -15,7 +15,7 @@ from edgellm.backends.cpu.packed_plan import HEAD_BITS, STORED_NAMES, plan_packi
 from edgellm.backends.cpu.runner import CpuRunner
 from edgellm.backends.cpu.team import Team
 from edgellm.backends.interface import MemoryPlan, Progress
-from edgellm.backends.slots import CacheGeometry
+from edgellm.backends.slots import CACHE_DTYPES, CacheGeometry
 from edgellm.errors import UsageError
 from edgellm.model.program import Program
 from edgellm.model.weights import Weights
@@ -34,6 +34,7 @@ class CpuBackend:
     devices = ("cpu",)
     prefill_chunk = 128
     finished = True
+    cache_dtypes = tuple(CACHE_DTYPES)
     options = MappingProxyType({"lm_head": tuple(HEAD_BITS), "activations": tuple(TWO_PLANES_UP_TO)})
 
     def unavailable(self) -> str | None:
@@ -45,6 +46,7 @@ class CpuBackend:
         program: Program,
         weights: Weights,
         *,
+        device: str | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
         lm_head: str = "int8",
@@ -81,6 +83,7 @@ class CpuBackend:
         geometry: CacheGeometry,
         num_slots: int,
         *,
+        device: str | None = None,
         lm_head: str = "int8",
         activations: str = "auto",
     ) -> MemoryPlan:

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgellm.backends.interface import MemoryPlan, Progress
 from edgellm.backends.reference.runner import ReferenceRunner
-from edgellm.backends.slots import CacheGeometry
+from edgellm.backends.slots import CACHE_DTYPES, CacheGeometry
 from edgellm.errors import OutOfMemoryError
 from edgellm.formats import QuantizedTensor
 from edgellm.model.program import Program, WeightSpec
@@ -23,13 +23,20 @@ class ReferenceBackend:
     prefill_chunk = 128
     finished = True
     options = MappingProxyType({})
+    cache_dtypes = tuple(CACHE_DTYPES)
 
     def unavailable(self) -> str | None:
         """It always can."""
         return None
 
     def load(
-        self, program: Program, weights: Weights, *, threads: int | None = None, progress: Progress | None = None
+        self,
+        program: Program,
+        weights: Weights,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
     ) -> ReferenceRunner:
         """Read and dequantize every weight, one tensor at a time. Raises `ModelError`, `OutOfMemoryError`."""
         arrays: dict[str, np.ndarray] = {}
@@ -51,7 +58,15 @@ class ReferenceBackend:
                 progress(done, total)
         return ReferenceRunner(program, arrays, biases)
 
-    def plan_bytes(self, program: Program, weights: Weights, geometry: CacheGeometry, num_slots: int) -> MemoryPlan:
+    def plan_bytes(
+        self,
+        program: Program,
+        weights: Weights,
+        geometry: CacheGeometry,
+        num_slots: int,
+        *,
+        device: str | None = None,
+    ) -> MemoryPlan:
         """Bytes held at the peak, from headers alone."""
         config = program.config
         tokens = min(geometry.chunk, geometry.context)
