@@ -1,38 +1,76 @@
-"""From a declared kernel to PTX, with no device and no driver: numba-cuda's compiler behind one function."""
+"""From a declared kernel to PTX, with no device and no driver: numba-cuda's compiler behind one function.
+
+numba-cuda's own `compile_ptx` asks NVRTC, 140 MB more to install, which targets there are and where NVVM's library of
+functions lies; so NVVM is called here.
+"""
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
+from cuda.pathfinder import find_bitcode_lib
+from numba.core.errors import NumbaWarning
 from numba.cuda import types
 from numba.cuda.compiler import _compile_pyfunc_with_fixup
+from numba.cuda.cudadrv import nvvm
 
 from edgellm.backends.cuda.kernels.declare import Kernel, Parameter
+from edgellm.backends.cuda.ptx.text import VERSIONS, body, header
 from edgellm.backends.cuda.ptx.types import BY_NAME
+from edgellm.errors import UsageError
+
+#: Compute capabilities that code is built for; a device runs the greatest that is not above its own.
+TARGETS = tuple(VERSIONS)
+_LOWEST_COMPILED = 75  # what CUDA 13 still compiles for; older code is the same text where it uses no newer op
 
 
 def ptx_of(kernel: Kernel, capability: int) -> str:
-    """PTX of a kernel, entry named as the kernel, for a compute capability (87 means 8.7).
+    """A module of PTX with this one kernel, its entry named as the kernel, for a compute capability (87 means 8.7).
+
+    The text's target is the greatest of `TARGETS` that is not above the capability; a driver takes it from there.
 
     Raises:
+        UsageError: the kernel does not run there.
+        EdgeLLMError: something in it stayed a call.
         numba's own errors: the function cannot be compiled.
     """
-    return _library(kernel, capability).get_asm_str(cc=divmod(capability, 10))
+    target = max((known for known in TARGETS if known <= capability), default=0)
+    return header(target) + body_of(kernel, target) if target else _refuse(kernel, capability)
 
 
-def _library(kernel: Kernel, capability: int) -> Any:
+def body_of(kernel: Kernel, target: int) -> str:
+    """The kernel's text without the header, for one of `TARGETS`. Errors as `ptx_of`."""
+    if not kernel.runs_on(target):
+        _refuse(kernel, target)
+    return body(compiled(kernel, max(target, _LOWEST_COMPILED)), kernel.name)
+
+
+def compiled(kernel: Kernel, capability: int) -> str:
+    """What NVVM writes for a compute capability from 7.5 on, as it is."""
     signature = types.void(*(_type(parameter) for parameter in kernel.parameters))
-    library, _ = _compile_pyfunc_with_fixup(
-        kernel.function,
-        signature,
-        device=False,
-        abi="numba",
-        cc=divmod(capability, 10),
-        launch_bounds=(kernel.threads, kernel.min_blocks),
-    )
-    return library
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumbaWarning)
+        library, _ = _compile_pyfunc_with_fixup(
+            kernel.function,
+            signature,
+            device=False,
+            abi="numba",
+            cc=divmod(capability, 10),
+            launch_bounds=(kernel.threads, kernel.min_blocks),
+        )
+    if nvvm.LibDevice._cache_ is None:
+        nvvm.LibDevice._cache_ = Path(find_bitcode_lib("device")).read_bytes()
+    code = nvvm.compile_ir(library.llvm_strs, arch=f"compute_{capability}", opt=3)
+    return code.decode().strip("\x00").strip()
 
 
 def _type(parameter: Parameter) -> Any:
     kind = BY_NAME[parameter.type.rstrip("*")]
     return types.CPointer(kind) if parameter.pointer else kind
+
+
+def _refuse(kernel: Kernel, capability: int) -> str:
+    allowed = f"{kernel.lowest} to {kernel.highest or 'any'}"
+    raise UsageError("a kernel does not run there", key=kernel.name, found=capability, allowed=allowed)

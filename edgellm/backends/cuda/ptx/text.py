@@ -1,0 +1,62 @@
+"""The compiler's PTX made plain: one kernel's body under names of our own, and a header that old drivers take.
+
+The compiler names an entry after the Python function and its types, counts shared arrays through, and writes the newest
+version of the language that it knows. Here the entry is called as the kernel is, its parameters <kernel>_param_0 ...,
+its variables <kernel>_shared_0 ...; comments go. The same kernel gives the same text wherever it is compiled, and
+bodies of several kernels can stand in one file under one `header`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from edgellm.errors import EdgeLLMError
+
+_ENTRY = re.compile(r"\.visible \.entry (\w+)\(")
+_VARIABLE = re.compile(
+    r"^(?:\.visible |\.extern )?(\.shared|\.global|\.const|\.common \.global) .*?(\w+)(?:\[\d*\])?(?: = .*)?;", re.M
+)
+_OUTSIDE = re.compile(r"^\s*(?:\.extern )?\.func\b|^\s*call(?:\.uni)?\b", re.M)
+
+#: Least version of the language a target's code is valid in: 7.4 came with CUDA 11.4 (JetPack 5), 7.8 with 11.8.
+VERSIONS = {70: "7.4", 75: "7.4", 80: "7.4", 90: "7.8"}
+
+
+def header(target: int) -> str:
+    """What begins a file of bodies for that compute capability, one of `VERSIONS`."""
+    return f".version {VERSIONS[target]}\n.target sm_{target}\n.address_size 64\n"
+
+
+def body(ptx: str, name: str) -> str:
+    """The kernel's own text of a compiled module: variables and entry, no header, no comments.
+
+    Raises:
+        EdgeLLMError: there is not one entry, or something stayed a call.
+    """
+    text = re.sub(r"//[^\n]*", "", ptx)
+    text = re.sub(r"^\.(version|target|address_size)\b.*$", "", text, flags=re.M)
+    entries = _ENTRY.findall(text)
+    if len(entries) != 1:
+        raise EdgeLLMError("a kernel's code does not have one entry", key=name, found=entries, allowed="one entry")
+    calls = _OUTSIDE.search(text)
+    if calls is not None:
+        raise EdgeLLMError("something in a kernel was not compiled into it but is called", key=name, found=calls[0])
+    text = text.replace(entries[0], name)
+    counted = 0
+    for kind, variable in _VARIABLE.findall(text):
+        if kind == ".common .global":  # numba's environment of the function, which no kernel reads
+            text = re.sub(rf"^\.common .*\b{variable}\b.*\n", "", text, flags=re.M)
+            continue
+        text = re.sub(rf"\b{variable}\b", f"{name}_{kind[1:]}_{counted}", text)
+        counted += 1
+    text = text.replace(".visible .shared", ".shared").replace(".visible .global", ".global")
+    lines = (re.sub(r"\s+", " ", line).strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and line != ";") + "\n"
+
+
+def shared_bytes(text: str) -> int:
+    """Static shared memory of a body: its arrays, each on its alignment."""
+    total = 0
+    for align, size in re.findall(r"^\.shared \.align (\d+) \.b8 \w+\[(\d+)\];", text, re.M):
+        total = -(-total // int(align)) * int(align) + int(size)
+    return total
