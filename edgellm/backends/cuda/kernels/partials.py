@@ -1,0 +1,47 @@
+"""Partial results of attention that is split over the context, and how they are put together.
+
+Split p of `splits` leaves for each of R rows (the sequences of a decode step, the tokens of a prefill step) and each
+query head
+
+    sums     float32 [R][heads][splits][head_dim]     sum over its keys of exp(score - largest) * value
+    stats    float32 [R][heads][splits][2]            LARGEST score, in units of log2 (the score times log2 e), and
+                                                      TOTAL, the sum of exp2(score - largest)
+
+A split without keys leaves `TOTAL` 0 and `LARGEST` `EMPTY`, and nothing in `sums`, which then must not be read (memory
+may hold NaN). With m the largest over the splits that are not empty, and always in the order of the splits,
+
+    out = sum_p 2^(LARGEST_p - m) sums_p / sum_p 2^(LARGEST_p - m) TOTAL_p
+
+A kernel that is given `counters` (u32 [R][heads of a grid row], zero before the first step) lets the block that comes
+last do this and leaves them zero again.
+"""
+
+from __future__ import annotations
+
+#: Fields of `stats`.
+LARGEST = 0
+TOTAL = 1
+STATS = 2
+#: `LARGEST` of a split without keys: finite, so that a difference of two is no NaN.
+EMPTY = -1.0e30
+
+#: Fewest keys that are worth a split of their own.
+SPLIT_KEYS = 64
+#: Most splits.
+MAX_SPLITS = 64
+
+
+def decode_splits(rows: int, blocks_a_split: int, multiprocessors: int) -> int:
+    """Splits of a layer that holds `rows`, fixed when a graph is captured.
+
+    Args:
+        rows: of the layer, `CacheGeometry.rows`: the most keys a token can see.
+        blocks_a_split: blocks that each split adds to the grid: sequences * KV heads * tiles of query heads.
+        multiprocessors: of the device.
+
+    Returns:
+        so many that a full context keeps every multiprocessor busy with two blocks; which of them have work is decided
+        by the length that the kernel reads.
+    """
+    wanted = -(-2 * multiprocessors // max(blocks_a_split, 1))
+    return max(1, min(wanted, -(-rows // SPLIT_KEYS), MAX_SPLITS))
