@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tools.make_synthetic import model_config
+from tools.make_synthetic import Storage, make_synthetic, model_config
+from tools.peers import gguf_model, models
 from tools.peers.ctranslate2_model import variables
 from tools.peers.engines import chosen
 from tools.peers.models import Allowance, BuildFailed, _build, make_models
@@ -122,6 +125,66 @@ def test_random_blocks_differ_from_tensor_to_tensor_and_norms_are_around_one() -
     assert norm.mean() == pytest.approx(1.0, abs=0.05)
 
 
+class GGUFWriter:
+    """In place of the package's: a header of the names, what was said of the model."""
+
+    data_alignment = 32
+
+    def __init__(self, path: Path, arch: str, use_temp_file: bool) -> None:
+        self.fout, self.infos = [path.open("wb")], {}
+        written.append(self)
+        self.said: dict[str, Any] = {"arch": arch}
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: self.said.__setitem__(name, values[0] if values else None)
+
+    def add_tensor_info(self, name: str, shape: Any, dtype: Any, nbytes: int, raw_dtype: Any = None) -> None:
+        self.infos[name] = (tuple(shape), np.dtype(dtype), nbytes, raw_dtype)
+
+    def write_header_to_file(self) -> None:
+        self.fout[0].write(b"GGUF!")
+
+    def close(self) -> None:
+        self.fout[0].close()
+
+
+written: list[GGUFWriter] = []
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_gguf_file_has_its_tensors_where_the_header_says(
+    mix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = types.ModuleType("gguf")
+    gguf.GGUFWriter, gguf.GGMLQuantizationType = GGUFWriter, {name: name for name in BLOCKS}
+    monkeypatch.setitem(sys.modules, "gguf", gguf)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {**QWEN_05B, **sizes, "vocab_size": 700, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    folder = make_synthetic(config, tmp_path / "edgellm", Storage(), name="small")
+    path = tmp_path / f"{mix}.gguf"
+    gguf_model.write(folder, path, mix)
+    writer = written.pop()
+    tensors = gguf_tensors(config, mix)
+    assert [tensor.name for tensor in tensors] == list(writer.infos)
+    raw = path.read_bytes()
+    assert not path.with_suffix(".partial").exists()
+    at = 32  # behind five bytes of header
+    for tensor in tensors:
+        shape, dtype, nbytes, kind = writer.infos[tensor.name]
+        assert nbytes == tensor.nbytes == int(np.prod(shape)) * dtype.itemsize
+        assert kind == (None if tensor.type in ("F32", "F16") else tensor.type)
+        assert any(raw[at : at + nbytes])
+        at += -(-nbytes // 32) * 32
+    assert at == len(raw)
+    norm = next(tensor for tensor in tensors if tensor.name == "output_norm.weight")
+    assert norm.type == "F32"
+    assert (writer.said["add_rope_dimension_count"], writer.said["add_head_count_kv"]) == (64, 2)
+    assert len(writer.said["add_token_list"]) == 700
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["weight_bytes"] == read_bytes(tensors)
+    assert facts["head"].endswith(" (the embedding)")
+
+
 def test_what_openvino_reads_a_token() -> None:
     def constant(name: str, kind: str, shape: str, size: int) -> str:
         return f'<layer type="Const" name="{name}"><data element_type="{kind}" shape="{shape}" size="{size}"/></layer>'
@@ -145,6 +208,37 @@ def test_the_variables_of_a_ctranslate2_model() -> None:
     body += text("a/weight") + struct.pack("<BIIBI", 2, 3, 4, 1, 12) + bytes(12)
     body += text("scale") + struct.pack("<BBI", 0, 0, 4) + bytes(4) + struct.pack("<I", 0)
     assert list(variables(io.BytesIO(body))) == [("a/weight", "int8", 12, 3), ("scale", "float32", 4, 1)]
+
+
+def test_models_are_written_once_and_the_dense_checkpoint_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[list[str]] = []
+
+    def build(command: list[str], log: Path, allowed: Allowance) -> int:
+        built.append(command)
+        path = Path(command[4])
+        path.touch()
+        models.facts_path(path).write_text('{"weight_bytes": 1}')
+        return 10**9
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
+    small = {**QWEN_05B, **sizes, "num_hidden_layers": 1, "vocab_size": 600}
+    monkeypatch.setattr(models, "_build", build)
+    monkeypatch.setattr(models, "model_config", lambda shape: small)
+    monkeypatch.setattr(models, "_require", lambda work, environment: None)
+    names = ["llama.cpp-q4_0", "llama.cpp-q4_0-norepack", "llama.cpp-q4_0-head4", "openvino", "ctranslate2"]
+    work, said, engines = Work(tmp_path), [], chosen(names)
+    make_models("s", engines, work, Allowance(), said.append)
+    folder = work.shape("s")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"edgellm"}
+    commands = {Path(command[4]).name: command for command in built}
+    # with and without repacking, llama.cpp reads one file
+    assert list(commands) == ["q4_0.gguf", "q4_0-head4.gguf", "openvino", "ctranslate2"]
+    assert commands["q4_0.gguf"][2:4] == ["tools.peers.gguf_model", str(folder / "edgellm")]
+    assert commands["q4_0-head4.gguf"][-1] == "q4_0-head4"
+    assert commands["openvino"][2:4] == ["tools.peers.openvino_model", str(folder / "float16")]
+    assert said[-1].endswith("1.0 GB of memory")
+    make_models("s", engines, work, Allowance(), said.append)
+    assert len(built) == len(commands)
 
 
 def test_a_model_that_is_too_large_or_fails_leaves_its_reason(tmp_path: Path) -> None:
