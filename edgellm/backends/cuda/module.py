@@ -1,0 +1,147 @@
+"""Kernels in the driver's hands: PTX that it compiles for the device, functions, and launches with packed arguments."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm.backends.cuda.device import Device
+from edgellm.backends.cuda.driver_errors import SUCCESS
+from edgellm.backends.cuda.stream import Stream, destroy
+
+_SCALARS = {"u16": ctypes.c_uint16, "u32": ctypes.c_uint32, "i32": ctypes.c_int32, "f32": ctypes.c_float,
+            "u64": ctypes.c_uint64}  # fmt: skip
+#: Numbers of cuModuleLoadDataEx's options (CUjit_option): where the compiler writes what is wrong, and how much fits.
+_ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
+_LOG_BYTES = 8192
+#: Numbers of cuFuncGetAttribute (CUfunction_attribute).
+_ATTRIBUTES = {"shared": 1, "local": 3, "registers": 4}
+_MAX_DYNAMIC_SHARED = 8
+#: Dynamic shared memory up to which a launch needs no permission.
+_SHARED_FOR_ALL = 48 << 10
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the runtime knows of a kernel without its source.
+
+    Attributes:
+        name: of the kernel.
+        entry: in the PTX.
+        parameters: (name, type) in order; types are "u32", "f32" ... or, of pointers, "u32*" ...
+        threads: of a block.
+        dynamic_shared: bytes of shared memory that a launch gives each block.
+    """
+
+    name: str
+    entry: str
+    parameters: tuple[tuple[str, str], ...]
+    threads: int
+    dynamic_shared: int = 0
+
+
+class Module:
+    """PTX that the driver has compiled for the device. Its own cache keeps what it compiled between processes.
+
+    Raises:
+        BackendUnavailable: the driver cannot compile it; says what it says.
+    """
+
+    def __init__(self, device: Device, ptx: str) -> None:
+        self.device = device
+        calls = device.driver
+        image = ctypes.create_string_buffer(ptx.encode("ascii"))
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        options = (ctypes.c_int * 2)(_ERROR_LOG, _ERROR_LOG_BYTES)
+        values = (ctypes.c_void_p * 2)(ctypes.addressof(log), _LOG_BYTES)
+        handle = ctypes.c_void_p()
+        with device:
+            code = calls.raw("cuModuleLoadDataEx")(ctypes.byref(handle), ctypes.addressof(image), 2, options, values)
+        if code != SUCCESS:
+            detail = " ".join(log.value.decode("ascii", "replace").split())
+            raise calls.error(code, "cuModuleLoadDataEx", detail)
+        self.handle = handle.value or 0
+        weakref.finalize(self, destroy, device, "cuModuleUnload", self.handle).atexit = False
+
+    def function(self, signature: Signature) -> Function:
+        """One of its kernels. Raises `BackendUnavailable` where the PTX has none of that name."""
+        return Function(self, signature)
+
+
+class Function:
+    """A kernel that can be launched.
+
+    Attributes:
+        signature: of the kernel.
+    """
+
+    def __init__(self, module: Module, signature: Signature) -> None:
+        self.signature = signature
+        self._module = module  # its code goes with it
+        self._calls = module.device.driver
+        self._launch = self._calls.raw("cuLaunchKernel")
+        with module.device:
+            self.handle = self._calls.new_handle("cuModuleGetFunction", module.handle, signature.entry.encode("ascii"))
+            if signature.dynamic_shared > _SHARED_FOR_ALL:
+                self._calls.call("cuFuncSetAttribute", self.handle, _MAX_DYNAMIC_SHARED, signature.dynamic_shared)
+        self._types = tuple(
+            (name, ctypes.c_uint64 if kind.endswith("*") else _SCALARS[kind]) for name, kind in signature.parameters
+        )
+
+    def resources(self) -> dict[str, int]:
+        """Registers a thread, bytes of local memory a thread, bytes of static shared memory a block."""
+        found, value = {}, ctypes.c_int()
+        with self._module.device:
+            for name, attribute in _ATTRIBUTES.items():
+                self._calls.call("cuFuncGetAttribute", ctypes.byref(value), attribute, self.handle)
+                found[name] = value.value
+        return found
+
+    def blocks_a_multiprocessor(self) -> int:
+        """How many blocks of it a multiprocessor holds at once."""
+        blocks = ctypes.c_int()
+        with self._module.device:
+            threads, shared = self.signature.threads, self.signature.dynamic_shared
+            name = "cuOccupancyMaxActiveBlocksPerMultiprocessor"
+            self._calls.call(name, ctypes.byref(blocks), self.handle, threads, shared)
+        return blocks.value
+
+    def prepare(self, grid: tuple[int, ...], **arguments: Any) -> Launch:
+        """A launch of `grid` blocks, x first, with its arguments packed: addresses of pointers, numbers of scalars.
+
+        Raises:
+            TypeError: an argument is missing, or the kernel has none of that name.
+        """
+        if arguments.keys() != {name for name, _ in self._types}:
+            wanted = ", ".join(name for name, _ in self._types)
+            raise TypeError(f"{self.signature.name} takes {wanted}; given: {', '.join(arguments)}")
+        values = tuple(kind(arguments[name]) for name, kind in self._types)
+        return Launch(self, (*grid, 1, 1)[:3], values)
+
+
+class Launch:
+    """A kernel, its grid and its arguments, ready to be put into a stream any number of times.
+
+    Attributes:
+        name: of the kernel.
+        grid: blocks, x, y, z.
+        values: ctypes scalars in order; a new value in one counts from the next `run` on.
+    """
+
+    __slots__ = ("_arguments", "_calls", "_fixed", "_launch", "_pointers", "grid", "name", "values")
+
+    def __init__(self, function: Function, grid: tuple[int, ...], values: tuple[Any, ...]) -> None:
+        self.name, self.grid, self.values = function.signature.name, grid, values
+        self._calls, self._launch = function._calls, function._launch
+        self._pointers = (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(value) for value in values])
+        self._arguments = ctypes.addressof(self._pointers)
+        signature = function.signature
+        self._fixed = (function.handle, *grid, signature.threads, 1, 1, signature.dynamic_shared)
+
+    def run(self, stream: Stream) -> None:
+        """Put it into the stream. The context must be current."""
+        code = self._launch(*self._fixed, stream.handle, self._arguments, None)
+        if code:
+            raise self._calls.error(code, "cuLaunchKernel", self.name)
