@@ -20,27 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgellm.backends.cuda.entry import POINTEES, SCALARS, Entry, Parameter
 from edgellm.errors import UsageError
 
-SCALARS = {"u16": 2, "u32": 4, "i32": 4, "f32": 4, "u64": 8}  # what a parameter may be by value: bytes
-POINTEES = {"u8": 1, "i8": 1, **SCALARS, "i64": 8}  # what it may point at: bytes an element
 _PACKAGE = "edgellm.backends.cuda.kernels"
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a kernel. `type` is a scalar ("u32") or a pointer ("u32*"), 8 bytes on the device."""
-
-    name: str
-    type: str
-
-    @property
-    def pointer(self) -> bool:
-        return self.type.endswith("*")
-
-    @property
-    def bytes(self) -> int:
-        return 8 if self.pointer else SCALARS[self.type]
 
 
 @dataclass(frozen=True)
@@ -63,33 +46,11 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A kernel as declared.
+class Kernel(Entry):
+    """A kernel as declared: the host's part, the Python function that is compiled, and what its code must keep to."""
 
-    Attributes:
-        name: its name, and the entry's in the PTX.
-        function: the Python function that is compiled.
-        parameters: in order.
-        threads: threads a block (the x axis; blocks are one-dimensional).
-        min_blocks: how many blocks a multiprocessor should hold at once; bounds the registers.
-        lowest, highest: compute capabilities that run it (80 means 8.0); `highest` None: all above.
-        dynamic_shared: bytes of dynamic shared memory a launch asks for, 0 for none.
-        budget: what its code must keep to.
-    """
-
-    name: str
     function: Callable[..., None]
-    parameters: tuple[Parameter, ...]
-    threads: int
-    min_blocks: int
-    lowest: int
-    highest: int | None
-    dynamic_shared: int
     budget: Budget
-
-    def runs_on(self, capability: int) -> bool:
-        """Whether a device of that compute capability (87 means 8.7) runs it."""
-        return self.lowest <= capability and (self.highest is None or capability <= self.highest)
 
 
 REGISTRY: dict[str, Kernel] = {}
@@ -120,7 +81,7 @@ def kernel(
     def declare(function: Callable[..., None]) -> Kernel:
         budget = Budget(registers, shared, tuple(expects), weight_bits, instructions_a_weight)
         listed = tuple(Parameter(*parameter) for parameter in parameters)
-        declared = Kernel(name, function, listed, threads, min_blocks, lowest, highest, dynamic_shared, budget)
+        declared = Kernel(name, listed, threads, min_blocks, lowest, highest, dynamic_shared, function, budget)
         _check(declared)
         REGISTRY[name] = declared
         return declared

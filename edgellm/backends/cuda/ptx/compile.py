@@ -16,9 +16,11 @@ from numba.cuda import types
 from numba.cuda.compiler import _compile_pyfunc_with_fixup
 from numba.cuda.cudadrv import nvvm
 
-from edgellm.backends.cuda.kernels.declare import Kernel, Parameter
-from edgellm.backends.cuda.ptx.text import VERSIONS, body, header
+from edgellm.backends.cuda.entry import Parameter
+from edgellm.backends.cuda.kernels.declare import Kernel
+from edgellm.backends.cuda.ptx.text import body
 from edgellm.backends.cuda.ptx.types import BY_NAME
+from edgellm.backends.cuda.shipped import VERSIONS, header
 from edgellm.errors import UsageError
 
 #: Compute capabilities that code is built for; a device runs the greatest that is not above its own.

@@ -1,9 +1,10 @@
-"""The compiler's PTX made plain: one kernel's body under names of our own, and a header that old drivers take.
+"""The compiler's PTX made plain: one kernel's body under names of our own.
 
 The compiler names an entry after the Python function and its types, counts shared arrays through, and writes the newest
 version of the language that it knows. Here the entry is called as the kernel is, its parameters <kernel>_param_0 ...,
 its variables <kernel>_shared_0 ...; comments go. The same kernel gives the same text wherever it is compiled, and
-bodies of several kernels can stand in one file under one `header`.
+bodies of several kernels can stand in one module under one header (`shipped.header`), of a version that old drivers
+take.
 """
 
 from __future__ import annotations
@@ -17,14 +18,6 @@ _VARIABLE = re.compile(
     r"^(?:\.visible |\.extern )?(\.shared|\.global|\.const|\.common \.global) .*?(\w+)(?:\[\d*\])?(?: = .*)?;", re.M
 )
 _OUTSIDE = re.compile(r"^\s*(?:\.extern )?\.func\b|^\s*call(?:\.uni)?\b", re.M)
-
-#: Least version of the language a target's code is valid in: 7.4 came with CUDA 11.4 (JetPack 5), 7.8 with 11.8.
-VERSIONS = {70: "7.4", 75: "7.4", 80: "7.4", 90: "7.8"}
-
-
-def header(target: int) -> str:
-    """What begins a file of bodies for that compute capability, one of `VERSIONS`."""
-    return f".version {VERSIONS[target]}\n.target sm_{target}\n.address_size 64\n"
 
 
 def body(ptx: str, name: str) -> str:
