@@ -3,26 +3,34 @@
 Dimensions: N sequences of L tokens, T rows of a step, D hidden_size.
 
 A *stretch* is a run of the fused program's ops. Its step takes some sequences' rows at once; attention sees whole
-sequences because a step's rows go through them from the first token on, a chunk of each sequence at a time.
+sequences because a step's rows go through them from the first token on, a chunk of each sequence at a time. Threads
+share a step's sequences.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 
 import numpy as np
 
 from edgellm import backends
-from edgellm.backends.interface import Batch
+from edgellm.backends.interface import Batch, Runner
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.convert.activations import Activations
 from edgellm.convert.patched import PatchedWeights
+from edgellm.convert.rows import over_products, product_threads
 from edgellm.errors import UsageError
 from edgellm.model import Op, OpenedModel, Program, fuse
 from edgellm.model.cut import cut_ops, layer_span
 
+#: Tokens `span` of sequences `rows`, [n, t, ...]; asked from any thread.
+Part = Callable[[slice, slice], np.ndarray]
+#: Takes the result, float32 [n, t, width], for tokens `span` of sequences `rows`; called from any thread.
+Put = Callable[[slice, slice, np.ndarray], None]
 #: Called with (names of the linears that share an input, that input: float32 [T, in_features]), step after step.
 Tap = Callable[[tuple[str, ...], np.ndarray], None]
 
@@ -143,67 +151,102 @@ class Stretch:
 
     def run_ids(self, token_ids: np.ndarray) -> np.ndarray:
         """The result for token ids int32 [N, L]: float32 [N, L, width]."""
-        return self._run(token_ids, {}, None)
+        return self._result(token_ids.shape, _parts_of(token_ids), {}, None)
 
     def run(self, inputs: Mapping[str, np.ndarray], *, tap: Tap | None = None) -> np.ndarray:
         """The result for `inputs`, float32 [N, L, width] by buffer: float32 [N, L, width of the result]."""
-        sequences, length = next(iter(inputs.values())).shape[:2]
-        return self._run(np.zeros((sequences, length), np.int32), inputs, tap)
+        shape = next(iter(inputs.values())).shape[:2]
+        for name, values in inputs.items():
+            if values.shape[:2] != shape:
+                raise UsageError("must have the same sequences", key=name, found=list(values.shape))
+        return self._result(shape, None, {name: _parts_of(values) for name, values in inputs.items()}, tap)
 
     def run_all(self, inputs: Mapping[str, Activations], result: Activations | None, tap: Tap | None = None) -> None:
         """As `run`, for activations that need not fit into memory; `result` may be one of the inputs."""
         total, length, _ = next(iter(inputs.values())).shape
-        at_once = Steps.of(length, self._step_tokens).sequences
-        for first in range(0, total, at_once):
-            last = min(first + at_once, total)
-            parts = {name: activations.read(first, last) for name, activations in inputs.items()}
-            values = self.run(parts, tap=tap)
-            if result is not None:
-                result.write(first, values)
+        parts = {name: activations.part for name, activations in inputs.items()}
+        self._run((total, length), None, parts, None if result is None else result.put, tap)
 
-    def _run(self, token_ids: np.ndarray, inputs: Mapping[str, np.ndarray], tap: Tap | None) -> np.ndarray:
-        total, length = token_ids.shape
-        for name, values in inputs.items():
-            if values.shape[:2] != (total, length):
-                raise UsageError("must have the same sequences", key=name, found=list(values.shape))
+    def _result(
+        self, shape: tuple[int, int], token_ids: Part | None, inputs: Mapping[str, Part], tap: Tap | None
+    ) -> np.ndarray:
+        width = self.program.buffers.get(self.program.result, self.program.config.vocab_size)
+        result = np.empty((*shape, width), np.float32)
+
+        def put(rows: slice, span: slice, values: np.ndarray) -> None:
+            result[rows, span] = values
+
+        self._run(shape, token_ids, inputs, put, tap)
+        return result
+
+    def _run(
+        self, shape: tuple[int, int], token_ids: Part | None, inputs: Mapping[str, Part], put: Put | None,
+        tap: Tap | None,
+    ) -> None:  # fmt: skip
+        """Several passes side by side, each in a thread; `tap` is called in this one, in the order of the sequences."""
+        total, length = shape
         steps = Steps.of(length, self._step_tokens)
-        result: np.ndarray | None = None
+        at_once = min(product_threads(), steps.sequences)  # of passes, which share a step's rows
         for first in range(0, total, steps.sequences):
-            rows = slice(first, min(first + steps.sequences, total))
-            for start, values in self._steps(
-                token_ids[rows], {n: v[rows] for n, v in inputs.items()}, steps.chunk, tap
-            ):
-                if result is None:
-                    result = np.empty((total, length, values.shape[-1]), np.float32)
-                result[rows, start : start + values.shape[1]] = values
-        return np.zeros((0, length, 0), np.float32) if result is None else result
+            count = min(steps.sequences, total - first)
+            bounds = [first + count * number // at_once for number in range(at_once + 1)]
+            passes = [
+                _Pass(self._runner, slice(a, b), length, steps.chunk, token_ids, inputs, put)
+                for a, b in itertools.pairwise(bounds)
+                if a < b
+            ]
+            for start in range(0, length, steps.chunk):
+                span = slice(start, min(start + steps.chunk, length))
+                step = partial(_Pass.step, span=span, taps=self._linears if tap is not None else {})
+                for shown in over_products(step, passes):
+                    for names, x in shown:
+                        tap(names, x)
 
-    def _steps(self, token_ids: np.ndarray, inputs: Mapping[str, np.ndarray], chunk: int, tap: Tap | None):
-        """(first token, result float32 [n, t, width]) of each step of n sequences, t tokens of each."""
-        count, length = token_ids.shape
-        config = self.program.config
+
+class _Pass:
+    """Some sequences on their way through a stretch, a chunk of tokens of each at a time."""
+
+    def __init__(
+        self, runner: Runner, rows: slice, length: int, chunk: int, token_ids: Part | None,
+        inputs: Mapping[str, Part], put: Put | None,
+    ) -> None:  # fmt: skip
+        self._runner, self._rows, self._token_ids, self._inputs, self._put = runner, rows, token_ids, inputs, put
+        config = runner.program.config
         geometry = CacheGeometry(
             length, config.layer_windows, config.num_key_value_heads, config.head_dim, chunk, "float32"
         )
-        cache = self._runner.new_cache(geometry, count)
-        states = tuple(SlotState(slot) for slot in range(count))
-        for start in range(0, length, chunk):
-            part = slice(start, min(start + chunk, length))
-            tokens = part.stop - part.start
-            batch = Batch(
-                np.ascontiguousarray(token_ids[:, part], np.int32).reshape(-1),
-                np.arange(count + 1, dtype=np.int32) * tokens,
-                tuple(replace(state, end=start) for state in states),
-                np.arange(count * tokens, dtype=np.int32),
-                {name: np.ascontiguousarray(x[:, part]).reshape(count * tokens, -1) for name, x in inputs.items()},
-            )
-            values = self._runner.run(cache, batch, None if tap is None else self._trace(tap))
-            yield start, values.reshape(count, tokens, -1)
+        count = rows.stop - rows.start
+        self._cache = runner.new_cache(geometry, count)
+        self._states = tuple(SlotState(slot) for slot in range(count))
 
-    def _trace(self, tap: Tap) -> Callable[[int, Mapping[str, np.ndarray]], None]:
+    def step(self, span: slice, taps: Mapping[int, Op]) -> list[tuple[tuple[str, ...], np.ndarray]]:
+        """Run tokens `span` and store the result; what the linears of `taps` (by index of the op) are given."""
+        count, tokens = len(self._states), span.stop - span.start
+        ids = np.zeros((count, tokens), np.int32) if self._token_ids is None else self._token_ids(self._rows, span)
+        inputs = {}
+        for name, part in self._inputs.items():
+            x = part(self._rows, span)
+            x = x if x.flags.owndata else x.copy()  # the result may go where a view looks at, before taps have looked
+            inputs[name] = x.reshape(count * tokens, -1)
+        batch = Batch(
+            np.ascontiguousarray(ids, np.int32).reshape(-1),
+            np.arange(count + 1, dtype=np.int32) * tokens,
+            tuple(replace(state, end=span.start) for state in self._states),
+            np.arange(count * tokens, dtype=np.int32),
+            inputs,
+        )
+        shown: list[tuple[tuple[str, ...], np.ndarray]] = []
+
         def trace(index: int, buffers: Mapping[str, np.ndarray]) -> None:
-            following = self._linears.get(index + 1)  # its input is whole before it runs, and may be gone after
+            following = taps.get(index + 1)  # its input is whole before it runs, and may be gone after
             if following is not None:
-                tap(following.weights, buffers[following.inputs[0]])
+                shown.append((following.weights, buffers[following.inputs[0]]))
 
-        return trace
+        values = self._runner.run(self._cache, batch, trace if taps else None)
+        if self._put is not None:
+            self._put(self._rows, span, values.reshape(count, tokens, -1))
+        return shown
+
+
+def _parts_of(values: np.ndarray) -> Part:
+    return lambda rows, span: values[rows, span]

@@ -8,20 +8,23 @@ factor: make one `Factor` and quantize them all with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from edgellm.convert import rtn
 from edgellm.convert.inverse import invert_to_factor
-from edgellm.convert.rows import over_rows
+from edgellm.convert.rows import over_products
 from edgellm.convert.scheme import Scheme
 from edgellm.errors import NumericalError, UsageError
 from edgellm.formats.quantized import QuantizedTensor, group_count
 
 _DAMP_STEP = 10.0
 _MAX_DAMP = 1e3
-#: Columns updated at a time, which bounds the product's memory to out * 2048 float32.
-_UPDATE_COLUMNS = 2048
+#: Columns, about, that what stands before them changes in one product.
+_SPAN = 512
+#: Rows of a thread's turn. What they become does not depend on who else has a turn.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def quantize_gptq(
 ) -> GptqResult:
     """Quantize one linear.
 
-    Memory beside the arguments: the weight once more in float32, codes, an update of 2048 columns, and one float64
+    Memory beside the arguments: the weight once more in float32, codes, 512 columns of the factor, and one float64
     [in, in] unless a `Factor` is given.
 
     Args:
@@ -113,7 +116,7 @@ def quantize_gptq(
         scheme: see `Scheme`.
         damp_percent: share of the mean diagonal that is added to the diagonal.
         block_size: columns between updates of the rest; it changes the speed, and results only by rounding.
-        threads: for the inner loop; BLAS has its own.
+        threads: None for as many as BLAS has; the result does not depend on it.
 
     Raises:
         UsageError: shapes or options do not fit.
@@ -157,8 +160,14 @@ class _Quantization:
         self.losses = np.zeros(len(weight), np.float64)
 
     def run(self, block_size: int) -> GptqResult:
-        for start in range(0, self.weight.shape[1], block_size):
-            self._block(start, min(start + block_size, self.weight.shape[1]))
+        inputs = self.weight.shape[1]
+        whole = max(block_size, self.width if self.width < inputs else 1)  # groups do not cross spans
+        width = whole * max(_SPAN // whole, 1)
+        turns = [slice(a, a + _ROWS) for a in range(0, len(self.weight), _ROWS)]
+        for start in range(0, inputs, width):
+            span = slice(start, min(start + width, inputs))
+            upper = self.factor.upper[: span.stop, span].astype(np.float32)
+            over_products(partial(self._rows, span=span, upper=upper, block_size=block_size), turns, self.threads)
         codes, permutation = self.codes, self.factor.order
         if permutation is not None and (self.given or self.width >= codes.shape[1]):
             codes = np.empty_like(self.codes)  # groups are those of the inputs, so the order leaves no trace
@@ -169,23 +178,28 @@ class _Quantization:
         tensor = rtn.canonical(codes, self.scales, self.zeros, self.scheme, permutation)
         return GptqResult(tensor, float(self.losses.sum()), self.factor.damp_percent)
 
-    def _block(self, start: int, stop: int) -> None:
+    def _rows(self, rows: slice, span: slice, upper: np.ndarray, block_size: int) -> None:
+        """Some rows of a span of columns; `upper` float32 [span.stop, columns], of the factor.
+
+        Columns before the span hold errors by now, and so will these.
+        """
         from edgellm.convert import gptq_kernel
 
-        corner = np.ascontiguousarray(self.factor.upper[start:stop, start:stop], np.float32)
-        errors = np.empty((len(self.weight), stop - start), np.float32)
+        weight = self.weight[rows]
+        if span.start:
+            weight[:, span] -= weight[:, : span.start] @ upper[: span.start]
+        own = upper[span.start :]  # [columns, columns]
         steps, top = rtn.search_steps(self.scheme), rtn.top_code(self.scheme)
-
-        def rows(first: int, last: int) -> None:
+        for a in range(0, len(own), block_size):
+            b = min(a + block_size, len(own))
+            start, stop = span.start + a, span.start + b
             gptq_kernel.quantize_block(
-                self.weight, start, corner, errors, self.losses, self.importance, self.groups, self.width, self.given,
-                top, self.scheme.sym, steps, self.scales, self.zeros, self.codes, first, last,
+                weight, start, np.ascontiguousarray(own[a:b, a:b]), self.losses[rows], self.importance, self.groups,
+                self.width, self.given, top, self.scheme.sym, steps, self.scales[rows], self.zeros[rows],
+                self.codes[rows],
             )  # fmt: skip
-
-        over_rows(rows, len(self.weight), self.threads)
-        for a in range(stop, self.weight.shape[1], _UPDATE_COLUMNS):
-            b = min(a + _UPDATE_COLUMNS, self.weight.shape[1])
-            self.weight[:, a:b] -= errors @ self.factor.upper[start:stop, a:b].astype(np.float32)
+            if b < len(own):
+                weight[:, stop : span.stop] -= weight[:, start:stop] @ own[a:b, b:]
 
 
 def _reordered(hessian: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     e = (w[j] - rounded w[j]) / U[j, j],   w[k] -= e * U[j, k] for k > j        (arXiv:2210.17323, equations 2 and 3)
 
-Rows are independent, so threads take row ranges. The errors of the block go out: what they do to the columns after the
+Rows are independent. Errors stand in the weight's place once a column is done: what they do to the columns after the
 block is one matrix product. Work: out * block**2 / 2 multiply-adds; bytes moved: the block's columns, once.
 """
 
@@ -18,9 +18,9 @@ _INDICES = types.Array(int32, 1, "C", readonly=True)
 _LOSSES = types.Array(float64, 1, "C")
 _UNLIMITED = np.float32(np.inf)
 _SIGNATURE = void(
-    FLOATS_OUT, int64, FLOATS, FLOATS_OUT, _LOSSES,
+    FLOATS_OUT, int64, FLOATS, _LOSSES,
     VECTOR, _INDICES, int64, boolean, float32, boolean, int64,
-    FLOATS_OUT, FLOATS_OUT, CODES_OUT, int64, int64,
+    FLOATS_OUT, FLOATS_OUT, CODES_OUT,
 )  # fmt: skip
 
 
@@ -32,10 +32,9 @@ def _subtract(row: np.ndarray, factor_row: np.ndarray, error: float) -> None:
 
 @numba.njit([_SIGNATURE], nogil=True)
 def quantize_block(
-    weight: np.ndarray,  # [out, in], columns from `start` on up to date; the block's are overwritten
+    weight: np.ndarray,  # [out, in], columns from `start` on up to date; the block's become errors e
     start: int,  # first column of the block
     factor: np.ndarray,  # [b, b], the block of U
-    errors: np.ndarray,  # [out, b], written
     losses: np.ndarray,  # [out], the squared errors e are added
     importance: np.ndarray,  # [in], for the search
     groups: np.ndarray,  # [in], the group of each column
@@ -47,11 +46,9 @@ def quantize_block(
     scales: np.ndarray,  # [out, groups]
     zeros: np.ndarray,  # [out, groups]
     codes: np.ndarray,  # [out, in], written
-    first: int,
-    last: int,
 ) -> None:
     inputs, block = weight.shape[1], len(factor)
-    for row in range(first, last):
+    for row in range(len(weight)):
         loss = 0.0
         for j in range(block):
             column = start + j
@@ -65,7 +62,7 @@ def quantize_block(
             one = weight[row, column : column + 1]
             encode(one, scale, zero, top, codes[row, column : column + 1])
             error = (one[0] - scale * (np.float32(codes[row, column]) - zero)) / factor[j, j]
-            errors[row, j] = error
+            weight[row, column] = error
             loss += error * error
             _subtract(weight[row, column + 1 : start + block], factor[j, j + 1 :], error)
         losses[row] += loss

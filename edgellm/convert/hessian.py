@@ -1,13 +1,11 @@
-"""What calibration leaves of a linear's inputs: H = X^T X and the mean absolute value of each channel."""
+"""What calibration leaves of a linear's inputs: H = X^T X."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 
-from edgellm.errors import ModelError, NumericalError, UsageError
+from edgellm.convert.rows import over_products
+from edgellm.errors import NumericalError, UsageError
 
 #: Rows of X whose products are summed in float32 before they enter the float64 sums.
 _CHUNK_ROWS = 2048
@@ -18,8 +16,9 @@ _PANEL = 512
 class Hessian:
     """Sums over calibration tokens for one input, which several linears may share (q/k/v, gate/up).
 
-    Products are formed by BLAS in float32 over at most 2048 tokens and summed in float64; only the upper triangle is
-    computed. Memory: one float64 matrix [in, in], and panels of 512 columns.
+    Products are formed by BLAS in float32 over 2048 tokens and summed in float64; only the upper triangle is
+    computed, its panels shared among threads. Memory: one float64 matrix [in, in], 2048 tokens, and for each thread a
+    panel of 512 columns.
 
     Args:
         in_features: width of the input.
@@ -33,8 +32,9 @@ class Hessian:
         self.name = name
         self.count = 0
         self._sums = np.zeros((in_features, in_features), np.float64)
-        self._absolute = np.zeros(in_features, np.float64)
         self._mirrored = True
+        self._held: np.ndarray | None = None  # tokens that wait for their chunk to be full
+        self._waiting = 0
 
     def add(self, x: np.ndarray) -> None:
         """Take more tokens, x float32 [n, in].
@@ -45,7 +45,7 @@ class Hessian:
         """
         if x.ndim != 2 or x.shape[1] != self.in_features:
             raise UsageError("wrong shape", key=self.name, found=x.shape, allowed=f"[n, {self.in_features}]")
-        x = np.ascontiguousarray(x, np.float32)
+        x = np.asarray(x, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.einsum("ij,ij->j", x, x)
         if not np.isfinite(squares).all():
@@ -53,69 +53,43 @@ class Hessian:
             raise NumericalError(
                 f"the activations into it are NaN, infinite or beyond float32 in channel {channel}", key=self.name
             )
-        for first in range(0, len(x), _CHUNK_ROWS):
-            self._add_chunk(x[first : first + _CHUNK_ROWS])
         self.count += len(x)
+        while len(x):
+            if self._held is None:
+                self._held = np.empty((_CHUNK_ROWS, self.in_features), np.float32)
+            taken = min(_CHUNK_ROWS - self._waiting, len(x))
+            self._held[self._waiting : self._waiting + taken] = x[:taken]
+            self._waiting += taken
+            x = x[taken:]
+            if self._waiting == _CHUNK_ROWS:
+                self._sum_chunk()
 
-    def _add_chunk(self, x: np.ndarray) -> None:
-        self._mirrored = False
-        self._absolute += np.abs(x).sum(axis=0, dtype=np.float64)
-        for a in range(0, self.in_features, _PANEL):
+    def _sum_chunk(self) -> None:
+        """Let the tokens that wait enter the sums."""
+        x = self._held[: self._waiting]
+
+        def panel(a: int) -> None:
             b = min(a + _PANEL, self.in_features)
-            self._sums[a:b, a:] += x[:, a:b].T @ x[:, a:]
+            own = x[:, a:b]
+            self._sums[a:b, a:b] += own.T @ own  # the symmetric product, at half the price
+            if b < self.in_features:
+                self._sums[a:b, b:] += own.T @ x[:, b:]
+
+        over_products(panel, range(0, self.in_features, _PANEL))
+        self._waiting = 0
+        self._mirrored = False
 
     def matrix(self) -> np.ndarray:
         """X^T X, float64 [in, in], symmetric: the sums themselves, not a copy."""
+        if self._waiting:
+            self._sum_chunk()
+        self._held = None
         if not self._mirrored:
             for a in range(0, self.in_features, _PANEL):
                 b = min(a + _PANEL, self.in_features)
                 self._sums[b:, a:b] = self._sums[a:b, b:].T
-                corner = self._sums[a:b, a:b]
-                corner[:] = np.triu(corner) + np.triu(corner, 1).T
             self._mirrored = True
         return self._sums
-
-    @property
-    def mean_abs(self) -> np.ndarray:
-        """Mean |x| of each channel, float32 [in]; AWQ's measure of how much a channel matters."""
-        return (self._absolute / max(1, self.count)).astype(np.float32)
-
-    @property
-    def mean_square(self) -> np.ndarray:
-        """Mean x**2 of each channel, float32 [in]."""
-        return (self._sums.diagonal() / max(1, self.count)).astype(np.float32)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the sums; the name is taken only when the file is whole. Raises OSError."""
-        aside = Path(f"{os.fspath(path)}.partial-{os.getpid()}")
-        try:
-            with open(aside, "wb") as file:
-                np.savez(file, sums=self.matrix(), absolute=self._absolute, count=np.int64(self.count))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], name: str | None = None) -> Hessian:
-        """What `save` wrote. Raises `ModelError` for a damaged file, OSError for one that is not there."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                sums, absolute, count = arrays["sums"], arrays["absolute"], int(arrays["count"])
-        except (ValueError, KeyError, EOFError, TypeError) as error:
-            raise ModelError("not a saved Hessian", file=path, found=error) from None
-        except Exception as error:  # zipfile's own errors, which share no base
-            if isinstance(error, OSError):
-                raise
-            raise ModelError("not a saved Hessian", file=path, found=error) from None
-        shapes = (sums.shape, absolute.shape)
-        if sums.ndim != 2 or shapes != ((len(absolute),) * 2, (len(absolute),)) or sums.dtype != np.float64:
-            raise ModelError("not a saved Hessian", file=path, found=shapes)
-        hessian = Hessian(1, name)
-        hessian.in_features, hessian.count = len(absolute), count
-        hessian._sums, hessian._absolute = sums, absolute
-        return hessian
 
 
 def output_error(difference: np.ndarray, hessian: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""The sums of calibration: exact enough, whole on disk, and honest about what they were given."""
+"""The sums of calibration: exact enough, and honest about what they were given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from edgellm.convert.hessian import Hessian, output_error
 from edgellm.convert.inverse import invert_to_factor
-from edgellm.errors import ModelError, NumericalError, UsageError
+from edgellm.errors import NumericalError, UsageError
 
 
 def tokens(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -25,8 +25,6 @@ def test_sums_equal_the_definition(width: int) -> None:
     found = hessian.matrix()
     assert np.abs(found - exact).max() < 2e-6 * np.abs(exact).max()
     np.testing.assert_array_equal(found, found.T)
-    np.testing.assert_allclose(hessian.mean_abs, np.abs(x).mean(axis=0, dtype=np.float64), rtol=1e-6)
-    np.testing.assert_allclose(hessian.mean_square, np.square(x).mean(axis=0, dtype=np.float64), rtol=2e-6)
     assert hessian.count == 300
 
 
@@ -49,32 +47,14 @@ def test_many_small_numbers_are_not_lost_to_a_large_sum() -> None:
     np.testing.assert_allclose(hessian.matrix(), 65536 * np.float64(np.float32(0.1)) ** 2, rtol=1e-6)
 
 
-def test_saved_and_loaded(tmp_path) -> None:
-    hessian = Hessian(20, "layers.0.mlp.down_proj")
-    hessian.add(tokens(50, 20))
-    path = tmp_path / "h.npz"
-    hessian.save(path)
-    back = Hessian.load(path)
-    np.testing.assert_array_equal(back.matrix(), hessian.matrix())
-    np.testing.assert_array_equal(back.mean_abs, hessian.mean_abs)
-    for one in (back, hessian):
-        one.add(tokens(9, 20, 1))
-    np.testing.assert_array_equal(back.matrix(), hessian.matrix())
-    assert back.count == hessian.count == 59
-    assert [entry.name for entry in tmp_path.iterdir()] == ["h.npz"]
-
-
-@pytest.mark.parametrize("keep", [0, 10, 400, -30])
-def test_a_damaged_file_is_named(tmp_path, keep: int) -> None:
-    hessian, path = Hessian(12), tmp_path / "h.npz"
-    hessian.add(tokens(20, 12))
-    hessian.save(path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelError, match=r"h\.npz: not a saved Hessian"):
-        Hessian.load(path)
-    np.savez(path, sums=np.zeros((3, 2)), absolute=np.zeros(3), count=1)
-    with pytest.raises(ModelError, match=r"h\.npz"):
-        Hessian.load(path)
+def test_how_tokens_come_in_changes_nothing() -> None:
+    x = tokens(5000, 20)
+    at_once, in_parts = Hessian(20), Hessian(20)
+    at_once.add(x)
+    for part in np.array_split(x, [1, 700, 2048, 2049, 4700]):
+        in_parts.add(part)
+    np.testing.assert_array_equal(at_once.matrix(), in_parts.matrix())
+    assert at_once.count == in_parts.count == 5000
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
