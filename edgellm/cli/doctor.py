@@ -10,7 +10,7 @@ from typing import Any
 from edgellm import folders
 from edgellm._version import __version__
 from edgellm.api.embedded import NAME
-from edgellm.cli import machine, options, places
+from edgellm.cli import gpus, machine, options, places
 from edgellm.cli.compiling import Compiling
 from edgellm.cli.figures import rate
 from edgellm.cli.find_model import find_model
@@ -40,7 +40,9 @@ def run(args: Namespace) -> int:
         "processor": machine.processor(),
         "cores": machine.cores(),
         "memory": machine.memory(),
-        "cuda_driver": machine.cuda_driver(),
+        "cuda_driver": gpus.driver(),
+        "gpus": gpus.gpus(),
+        **_jetson(),
         "backends": _backends(),
         "runs_on": _runs_on(),
         "packages": machine.packages(_PACKAGES),
@@ -54,6 +56,12 @@ def run(args: Namespace) -> int:
     else:
         print_facts(facts, terminal)
     return 0 if facts["self_test"]["ok"] else int(facts["self_test"]["exit_code"])
+
+
+def _jetson() -> dict[str, Any]:
+    """Power mode and clocks, where this is a Jetson."""
+    found = gpus.jetson()
+    return {} if found is None else {"jetson": found}
 
 
 def _variables() -> dict[str, str]:

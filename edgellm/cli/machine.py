@@ -1,8 +1,7 @@
-"""What this machine is: processor, cores and memory this process may use, GPU driver. Reads, never changes."""
+"""What this machine is: processor, cores and memory this process may use. Reads, never changes."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
@@ -12,8 +11,6 @@ from typing import Any
 
 _X86 = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8")
 _ARM = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2")
-_CUDA_LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
-_DRIVER_VERSION_OK = 0
 
 
 def processor() -> dict[str, Any]:
@@ -46,20 +43,6 @@ def memory() -> dict[str, Any]:
         "available_bytes": memory.available_bytes(),
         "cgroup_limit_bytes": memory.limit_bytes(),
     }
-
-
-def cuda_driver() -> dict[str, Any]:
-    """Whether NVIDIA's driver library can be loaded, and the CUDA version it offers."""
-    for name in _CUDA_LIBRARIES:
-        try:
-            library = ctypes.CDLL(name)
-            version = ctypes.c_int(0)
-            if library.cuDriverGetVersion(ctypes.byref(version)) == _DRIVER_VERSION_OK:
-                return {"found": True, "cuda": f"{version.value // 1000}.{version.value % 1000 // 10}"}
-            return {"found": True, "cuda": None}
-        except (OSError, AttributeError):
-            continue
-    return {"found": False, "cuda": None}
 
 
 def system() -> dict[str, Any]:
