@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from dataclasses import dataclass
 from typing import Any
 
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.driver_errors import SUCCESS
+from edgellm.backends.cuda.entry import Entry
 from edgellm.backends.cuda.stream import Stream, destroy
 
 _SCALARS = {"u16": ctypes.c_uint16, "u32": ctypes.c_uint32, "i32": ctypes.c_int32, "f32": ctypes.c_float,
@@ -21,25 +21,6 @@ _ATTRIBUTES = {"shared": 1, "local": 3, "registers": 4}
 _MAX_DYNAMIC_SHARED = 8
 #: Dynamic shared memory up to which a launch needs no permission.
 _SHARED_FOR_ALL = 48 << 10
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What the runtime knows of a kernel without its source.
-
-    Attributes:
-        name: of the kernel.
-        entry: in the PTX.
-        parameters: (name, type) in order; types are "u32", "f32" ... or, of pointers, "u32*" ...
-        threads: of a block.
-        dynamic_shared: bytes of shared memory that a launch gives each block.
-    """
-
-    name: str
-    entry: str
-    parameters: tuple[tuple[str, str], ...]
-    threads: int
-    dynamic_shared: int = 0
 
 
 class Module:
@@ -65,29 +46,30 @@ class Module:
         self.handle = handle.value or 0
         weakref.finalize(self, destroy, device, "cuModuleUnload", self.handle).atexit = False
 
-    def function(self, signature: Signature) -> Function:
+    def function(self, entry: Entry) -> Function:
         """One of its kernels. Raises `BackendUnavailable` where the PTX has none of that name."""
-        return Function(self, signature)
+        return Function(self, entry)
 
 
 class Function:
     """A kernel that can be launched.
 
     Attributes:
-        signature: of the kernel.
+        entry: the kernel.
     """
 
-    def __init__(self, module: Module, signature: Signature) -> None:
-        self.signature = signature
+    def __init__(self, module: Module, entry: Entry) -> None:
+        self.entry = entry
         self._module = module  # its code goes with it
         self._calls = module.device.driver
         self._launch = self._calls.raw("cuLaunchKernel")
         with module.device:
-            self.handle = self._calls.new_handle("cuModuleGetFunction", module.handle, signature.entry.encode("ascii"))
-            if signature.dynamic_shared > _SHARED_FOR_ALL:
-                self._calls.call("cuFuncSetAttribute", self.handle, _MAX_DYNAMIC_SHARED, signature.dynamic_shared)
+            self.handle = self._calls.new_handle("cuModuleGetFunction", module.handle, entry.name.encode("ascii"))
+            if entry.dynamic_shared > _SHARED_FOR_ALL:
+                self._calls.call("cuFuncSetAttribute", self.handle, _MAX_DYNAMIC_SHARED, entry.dynamic_shared)
         self._types = tuple(
-            (name, ctypes.c_uint64 if kind.endswith("*") else _SCALARS[kind]) for name, kind in signature.parameters
+            (parameter.name, ctypes.c_uint64 if parameter.pointer else _SCALARS[parameter.type])
+            for parameter in entry.parameters
         )
 
     def resources(self) -> dict[str, int]:
@@ -103,7 +85,7 @@ class Function:
         """How many blocks of it a multiprocessor holds at once."""
         blocks = ctypes.c_int()
         with self._module.device:
-            threads, shared = self.signature.threads, self.signature.dynamic_shared
+            threads, shared = self.entry.threads, self.entry.dynamic_shared
             name = "cuOccupancyMaxActiveBlocksPerMultiprocessor"
             self._calls.call(name, ctypes.byref(blocks), self.handle, threads, shared)
         return blocks.value
@@ -116,7 +98,7 @@ class Function:
         """
         if arguments.keys() != {name for name, _ in self._types}:
             wanted = ", ".join(name for name, _ in self._types)
-            raise TypeError(f"{self.signature.name} takes {wanted}; given: {', '.join(arguments)}")
+            raise TypeError(f"{self.entry.name} takes {wanted}; given: {', '.join(arguments)}")
         values = tuple(kind(arguments[name]) for name, kind in self._types)
         return Launch(self, (*grid, 1, 1)[:3], values)
 
@@ -133,12 +115,12 @@ class Launch:
     __slots__ = ("_arguments", "_calls", "_fixed", "_launch", "_pointers", "grid", "name", "values")
 
     def __init__(self, function: Function, grid: tuple[int, ...], values: tuple[Any, ...]) -> None:
-        self.name, self.grid, self.values = function.signature.name, grid, values
+        self.name, self.grid, self.values = function.entry.name, grid, values
         self._calls, self._launch = function._calls, function._launch
         self._pointers = (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(value) for value in values])
         self._arguments = ctypes.addressof(self._pointers)
-        signature = function.signature
-        self._fixed = (function.handle, *grid, signature.threads, 1, 1, signature.dynamic_shared)
+        entry = function.entry
+        self._fixed = (function.handle, *grid, entry.threads, 1, 1, entry.dynamic_shared)
 
     def run(self, stream: Stream) -> None:
         """Put it into the stream. The context must be current."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.backends.cuda.device import open_device
+from edgellm.backends.cuda.entry import Entry, Parameter
 from edgellm.backends.cuda.graph import Graph
 from edgellm.backends.cuda.memory import HostBuffer, Pool
-from edgellm.backends.cuda.module import Module, Signature
+from edgellm.backends.cuda.module import Module
 from edgellm.backends.cuda.stream import Stream
 from edgellm.errors import EdgeLLMError
 
@@ -46,7 +47,15 @@ $done:
 	ret;
 }
 """
-SIGNATURE = Signature("add_step", "add_step", (("y", "u32*"), ("step", "u32"), ("count", "u32")), 128)
+ADD_STEP = Entry(
+    name="add_step",
+    parameters=(Parameter("y", "u32*"), Parameter("step", "u32"), Parameter("count", "u32")),
+    threads=128,
+    min_blocks=1,
+    lowest=70,
+    highest=None,
+    dynamic_shared=0,
+)
 _COUNT = 1000
 _STEP = 7
 
@@ -68,10 +77,10 @@ def _steps_made(index: int) -> np.ndarray:
     device = open_device(index)
     stream, pool = Stream(device), Pool(device, "the self-test")
     host = HostBuffer(device, 4 * _COUNT).array.view(np.uint32)
-    function = Module(device, PTX).function(SIGNATURE)
+    function = Module(device, PTX).function(ADD_STEP)
     host[:] = np.arange(_COUNT)
     address = pool.allocate(host.nbytes)
-    launch = function.prepare((-(-_COUNT // SIGNATURE.threads),), y=address, step=_STEP, count=_COUNT)
+    launch = function.prepare((-(-_COUNT // ADD_STEP.threads),), y=address, step=_STEP, count=_COUNT)
     with device:
         stream.upload(address, host)
         launch.run(stream)
