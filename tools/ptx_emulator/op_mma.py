@@ -1,0 +1,149 @@
+"""mma.sync, ldmatrix and stmatrix: a warp's fragments as matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tools.ptx_emulator.access import Access
+from tools.ptx_emulator.frame import WARP, Active, Frame
+from tools.ptx_emulator.registry import Run, operation, unknown
+from tools.ptx_emulator.rounding import from_bfloat16
+from tools.ptx_emulator.syntax import Instruction, Vector
+from tools.ptx_emulator.types import TYPES
+
+_B32 = TYPES["b32"]
+Fragment = list[np.ndarray]
+
+
+def _halves(words: np.ndarray, name: str) -> np.ndarray:
+    """[warps, 32] words -> [warps, 8, 4, 2] values of the pairs that lane 4 * g + t holds."""
+    bits = np.ascontiguousarray(words).view(np.uint16)
+    values = from_bfloat16(bits) if name == "bf16" else bits.view(np.float16)
+    return values.reshape(-1, 8, 4, 2)
+
+
+def _bytes(words: np.ndarray, name: str) -> np.ndarray:
+    """The same of four bytes a word, [warps, 8, 4, 4]."""
+    dtype = np.int8 if name == "s8" else np.uint8
+    return np.ascontiguousarray(words).view(dtype).reshape(-1, 8, 4, 4)
+
+
+def left_matrix(words: Fragment, name: str, depth: int) -> np.ndarray:
+    """A of m16n8k`depth`: [warps, 16, depth] float64. Registers go rows g, g + 8, then the next half of the depth."""
+    decode = _bytes if name in ("s8", "u8") else _halves
+    parts = [decode(word, name) for word in words]
+    blocks = len(parts) // 2
+    matrix = np.empty((len(parts[0]), 2, 8, blocks, 4, parts[0].shape[-1]), np.float64)
+    for k, part in enumerate(parts):
+        matrix[:, k % 2, :, k // 2] = part
+    return matrix.reshape(len(matrix), 16, depth)
+
+
+def right_matrix(words: Fragment, name: str, depth: int) -> np.ndarray:
+    """B of m16n8k`depth`, transposed: [warps, 8, depth] float64."""
+    decode = _bytes if name in ("s8", "u8") else _halves
+    parts = [decode(word, name) for word in words]
+    matrix = np.empty((len(parts[0]), 8, len(parts), 4, parts[0].shape[-1]), np.float64)
+    for k, part in enumerate(parts):
+        matrix[:, :, k] = part
+    return matrix.reshape(len(matrix), 8, depth)
+
+
+@operation("mma", collective=True)
+def compile_mma(ins: Instruction, frame: Frame) -> Run:
+    """D = A B + C of m16n8k8, k16 (f16, bf16) and k16, k32 (s8, u8).
+
+    Sums are made in float64 and rounded once; a device sums in float32 with some more bits, in an order of its own.
+    """
+    shape = next((part for part in ins.parts if part.startswith("m16n8k")), None)
+    names = [part for part in ins.parts if part in TYPES]
+    if shape is None or len(names) != 4 or ins.parts[1:3] != ("sync", "aligned") or "row" not in ins.parts:
+        raise unknown(ins)
+    depth = int(shape[6:])
+    out_name, left_name, right_name, add_name = names
+    integer = left_name in ("s8", "u8")
+    allowed = {8: ("f16", "bf16"), 16: ("f16", "bf16", "s8", "u8"), 32: ("s8", "u8")}
+    if left_name not in allowed.get(depth, ()) or (not integer and right_name != left_name):
+        raise unknown(ins)
+    if out_name != add_name or out_name != ("s32" if integer else "f32") or "satfinite" in ins.parts:
+        raise unknown(ins)
+    of = TYPES[out_name]
+    vectors = [operand.items if isinstance(operand, Vector) else (operand,) for operand in ins.operands]
+    per_word = 4 if integer else 2
+    if [len(v) for v in vectors] != [4, 16 * depth // WARP // per_word, 8 * depth // WARP // per_word, 4]:
+        raise unknown(ins)
+    outs = [frame.write(item, of, ins) for item in vectors[0]]
+    left, right = ([frame.read(item, _B32, ins) for item in vector] for vector in vectors[1:3])
+    adds = [frame.read(item, of, ins) for item in vectors[3]]
+
+    def run(active: Active) -> None:
+        lanes = active.lanes
+        a = left_matrix([word[lanes].reshape(-1, WARP) for word in left], left_name, depth)
+        b = right_matrix([word[lanes].reshape(-1, WARP) for word in right], right_name, depth)
+        product = np.matmul(a, b.transpose(0, 2, 1)).reshape(-1, 2, 8, 4, 2)
+        for k, (out, add) in enumerate(zip(outs, adds, strict=True)):
+            values = product[:, k // 2, :, :, k % 2].reshape(-1)
+            if integer:
+                out[lanes] = values.astype(np.int64).astype(np.int32) + add[lanes]
+            else:
+                out[lanes] = values + add[lanes]
+
+    return run
+
+
+@operation("ldmatrix", collective=True)
+def compile_ldmatrix(ins: Instruction, frame: Frame) -> Run:
+    """8x8 matrices of 16-bit items: lane i's address is row i % 8 of matrix i / 8; lane 4g+t gets row g's pair t."""
+    count = _matrices(ins)
+    vector = ins.operands[0]
+    outs = [frame.write(item, _B32, ins) for item in (vector.items if isinstance(vector, Vector) else (vector,))]
+    if len(outs) != count:
+        raise unknown(ins)
+    access = Access(ins, frame, ins.operands[1], "shared", 2, 16)
+    transposed = "trans" in ins.parts
+
+    def run(active: Active) -> None:
+        rows = active.indices().reshape(-1, WARP)[:, : 8 * count].reshape(-1)
+        mask = np.zeros(frame.threads, bool)
+        mask[rows] = True
+        (view, index, _) = access.pieces(Active(mask))[0]
+        items = view.take(index[:, None] + np.arange(8), mode="clip").reshape(-1, count, 8, 8)
+        if transposed:
+            items = items.transpose(0, 1, 3, 2)
+        for k, out in enumerate(outs):
+            out[active.lanes] = np.ascontiguousarray(items[:, k]).view(np.uint32).reshape(-1)
+
+    return run
+
+
+@operation("stmatrix", collective=True)
+def compile_stmatrix(ins: Instruction, frame: Frame) -> Run:
+    """ldmatrix the other way."""
+    count = _matrices(ins)
+    vector = ins.operands[1]
+    words = [frame.read(item, _B32, ins) for item in (vector.items if isinstance(vector, Vector) else (vector,))]
+    if len(words) != count:
+        raise unknown(ins)
+    access = Access(ins, frame, ins.operands[0], "shared", 2, 16, writes=True)
+    transposed = "trans" in ins.parts
+
+    def run(active: Active) -> None:
+        rows = active.indices().reshape(-1, WARP)[:, : 8 * count].reshape(-1)
+        mask = np.zeros(frame.threads, bool)
+        mask[rows] = True
+        (view, index, _) = access.pieces(Active(mask))[0]
+        parts = [word[active.lanes].view(np.uint16).reshape(-1, 8, 8) for word in words]
+        items = np.stack(parts, axis=1)
+        if transposed:
+            items = items.transpose(0, 1, 3, 2)
+        view[index[:, None] + np.arange(8)] = items.reshape(-1, 8)
+
+    return run
+
+
+def _matrices(ins: Instruction) -> int:
+    known_parts = {"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta", "b16"}
+    count = next((int(part[1:]) for part in ins.parts if part in ("x1", "x2", "x4")), 0)
+    if not count or set(ins.parts[1:]) - known_parts:
+        raise unknown(ins)
+    return count
