@@ -44,7 +44,8 @@ def statistics(result: object, *, stop_strings: bool = False) -> str:
     """The line after an answer: tokens and rates of both phases, time to the first token, memory, why it ended."""
     usage, timings = result.usage, result.timings
     fresh = usage.prompt_tokens - usage.cached_tokens
-    prompt = f"prompt {usage.prompt_tokens} tok {rate(fresh, timings.prefill_s)}"
+    began = bool(result.tokens) or result.finish_reason != "cancelled"  # else nobody says how far the prompt got
+    prompt = f"prompt {usage.prompt_tokens} tok {rate(fresh, timings.prefill_s) if began else '(not to its end)'}"
     if usage.cached_tokens:
         prompt += f" ({usage.cached_tokens} cached)"
     reason = result.finish_reason
@@ -53,7 +54,7 @@ def statistics(result: object, *, stop_strings: bool = False) -> str:
     parts = [
         prompt,
         f"gen {usage.completion_tokens} tok {rate(usage.completion_tokens - 1, timings.decode_s)}",
-        f"ttft {timings.ttft_s:.2f} s",
+        *([f"ttft {timings.ttft_s:.2f} s"] if began else []),
     ]
     peak = peak_bytes()
     if peak:

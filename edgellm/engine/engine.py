@@ -78,6 +78,8 @@ class Engine:
     def next_piece(self, sequence: Sequence) -> Piece | None:
         """The sequence's next piece, computed by this thread where no other one computes; None at its end.
 
+        When the program is over, a daemon thread gets no `EngineClosed` but rests here until the process is gone.
+
         Raises:
             NumericalError: the sequence met NaN or infinity.
             EngineClosed: the engine was closed before the end.
@@ -85,6 +87,13 @@ class Engine:
             EngineBusy: called in the middle of a step of this very thread.
         """
         self._refuse_nesting()
+        try:
+            return self._next_piece(sequence)
+        except EngineClosed:
+            _rest_after_the_program()
+            raise
+
+    def _next_piece(self, sequence: Sequence) -> Piece | None:
         try:
             while True:
                 self._check_fork()
@@ -230,3 +239,9 @@ class Engine:
                 "this process was forked from the one that loaded the model",
                 hint='Use the start method "spawn" of multiprocessing and load the model in each process.',
             )
+
+
+def _rest_after_the_program() -> None:
+    """Where the main thread has ended, a daemon thread stays here: its error would be printed for nobody to act on."""
+    if threading.current_thread().daemon and not threading.main_thread().is_alive():
+        threading.Event().wait()

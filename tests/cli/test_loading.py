@@ -111,8 +111,16 @@ def test_counts_and_rates():
 def test_the_statistics_line():
     usage = SimpleNamespace(prompt_tokens=812, cached_tokens=100, completion_tokens=256)
     timings = SimpleNamespace(prefill_s=5.0, decode_s=14.0, ttft_s=0.41)
-    result = SimpleNamespace(usage=usage, timings=timings, finish_reason="stop")
+    result = SimpleNamespace(usage=usage, timings=timings, finish_reason="stop", tokens=[5])
     line = statistics(result)
     assert line.startswith("prompt 812 tok 142 t/s (100 cached) · gen 256 tok 18.2 t/s · ttft 0.41 s · ")
     assert line.endswith("stop eos")
     assert statistics(result, stop_strings=True).endswith("stop eos or stop text")
+
+
+def test_a_prompt_that_was_not_read_to_its_end_has_no_rate():
+    usage = SimpleNamespace(prompt_tokens=812, cached_tokens=0, completion_tokens=0)
+    timings = SimpleNamespace(prefill_s=5.0, decode_s=0.0, ttft_s=5.0)
+    line = statistics(SimpleNamespace(usage=usage, timings=timings, finish_reason="cancelled", tokens=[]))
+    assert line.startswith("prompt 812 tok (not to its end) · gen 0 tok - t/s · ")
+    assert "ttft" not in line

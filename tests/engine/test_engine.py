@@ -5,8 +5,12 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,7 @@ from edgellm.errors import ContextLengthError, EdgeLLMError, EngineBusy, EngineC
 from tests.engine.helpers import engine_of, greedy_ids, request_of
 from tests.fakes import FakeTokenizer
 
+REPOSITORY = Path(__file__).parents[2]
 PROMPTS = [list(f"prompt number {i}".encode()) for i in range(8)]
 
 
@@ -339,3 +344,20 @@ def test_many_requests_leave_nothing_behind():
     assert not any(slot.busy for slot in scheduler.slots)
     assert all(len(slot.tokens) == slot.state.length for slot in scheduler.slots)
     assert FakeTokenizer.vocab_size == 262
+
+
+def test_a_daemon_thread_that_outlives_the_program_prints_nothing():
+    code = """
+        import atexit, threading, time
+        from edgellm.engine.stream import Stream
+        from tests.engine.helpers import engine_of, request_of
+
+        engine = engine_of()
+        stream = Stream(engine, engine.submit(request_of(b"a", max_tokens=10**6)))
+        threading.Thread(target=lambda: [piece for piece in stream], daemon=True).start()
+        next(stream)
+        atexit.register(time.sleep, 0.3)
+        atexit.register(engine.close)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (run.returncode, run.stderr) == (0, "")
