@@ -48,7 +48,7 @@ class Memory:
         return self.bind(np.full(size, poison, np.uint8), name)
 
     def bind(self, array: np.ndarray, name: str = "array") -> int:
-        """The address at which `array` (C-contiguous) lies until `free`; no copy. A read-only array cannot be stored to."""
+        """The address at which `array` (C-contiguous) lies until `free`, without a copy. Read-only stays so."""
         if not array.flags.c_contiguous:
             raise EmulatorError(f"{name}: an array bound to device memory must be C-contiguous")
         data = np.frombuffer(memoryview(array).cast("B"), np.uint8) if array.size else np.empty(0, np.uint8)
