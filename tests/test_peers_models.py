@@ -241,20 +241,20 @@ def test_models_are_written_once_and_the_dense_checkpoint_goes(tmp_path: Path, m
     assert len(built) == len(commands)
 
 
-def test_a_model_that_is_too_large_or_fails_leaves_its_reason(tmp_path: Path) -> None:
+def test_a_model_that_is_too_large_or_fails_leaves_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work(tmp_path)
     (tmp_path / "make" / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "make" / "venv" / "bin" / "python").symlink_to(sys.executable)
     folder = work.shape("smollm2-135m")
-    for name in ("edgellm", "float16"):
-        (folder / name).mkdir(parents=True)
-    (folder / "float16" / "weights").write_bytes(bytes(1000))
+    (folder / "edgellm").mkdir(parents=True)
+    monkeypatch.setattr(models, "make_synthetic", None)  # what is too large is not even written
     said: list[str] = []
     engines = chosen(["openvino", "llama.cpp-q4_0"])
-    make_models("smollm2-135m", engines, work, Allowance(nbytes=1500), said.append)
-    assert "more than" in work.facts(folder / "openvino")["missing"]
+    make_models("smollm2-135m", engines, work, Allowance(nbytes=1 << 29), said.append)
+    # 134.5 million weights in two bytes each
+    assert "the 0.3 GB checkpoint twice is more than 0.5 GiB" in work.facts(folder / "openvino")["missing"]
     assert "setup llama.cpp" in work.facts(folder / "q4_0.gguf")["missing"]
-    assert not (folder / "float16").exists()
+    models._check_size(model_config("smollm2-135m"), Allowance(nbytes=4 * 134_600_000))
     log = tmp_path / "log"
     with pytest.raises(BuildFailed, match="out of paint"):
         _build([sys.executable, "-c", "raise SystemExit('out of paint')"], log, Allowance())

@@ -7,6 +7,7 @@ kept beside where the model would be, so that the table can say it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,10 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tools.make_synthetic import Storage, make_synthetic, model_config
 from tools.peers.engines import Engine
 from tools.peers.places import REPOSITORY, Work, facts_path
+from tools.peers.tensor_types import gguf_tensors
 
 _POLL_SECONDS = 0.5
 
@@ -56,9 +59,12 @@ def make_models(
             if environment == "llama.cpp":
                 command = _gguf_command(work, own, path)
             else:
+                _require(work, "make")
+                _check_size(config, allowed)
                 if not dense.exists():
                     make_synthetic(config, dense, Storage("float16"), name=shape)
-                command = _dense_command(work, environment, dense, path, allowed)
+                module = ["-m", f"tools.peers.{environment}_model"]
+                command = [str(work.python("make")), *module, str(dense), str(path)]
             peak = _build(command, folder / f"{path.stem}.log", allowed)
         except BuildFailed as failure:
             _remove(path)
@@ -76,14 +82,12 @@ def _gguf_command(work: Work, own: Path, path: Path) -> list[str]:
     return [str(work.python("llama.cpp")), *module, str(own), str(path), "--mix", path.stem]
 
 
-def _dense_command(work: Work, environment: str, dense: Path, path: Path, allowed: Allowance) -> list[str]:
-    """A command that reads the float16 checkpoint. It holds it more than once, so one too large is not begun."""
-    _require(work, "make")
-    size = sum(file.stat().st_size for file in dense.iterdir())
+def _check_size(config: dict[str, Any], allowed: Allowance) -> None:
+    """Refuse a float16 checkpoint, before it is written, whose readers need more than allowed: they hold it twice."""
+    size = 2 * sum(math.prod(tensor.shape) for tensor in gguf_tensors(config, "q4_0"))
     if 2 * size > allowed.nbytes:
         gib = allowed.nbytes / 2**30
-        raise BuildFailed(f"not built: the {size / 1e9:.0f} GB checkpoint twice is more than {gib:.0f} GiB")
-    return [str(work.python("make")), "-m", f"tools.peers.{environment}_model", str(dense), str(path)]
+        raise BuildFailed(f"not built: the {size / 1e9:.1f} GB checkpoint twice is more than {gib:.1f} GiB")
 
 
 def _require(work: Work, environment: str) -> None:
