@@ -1,6 +1,6 @@
 """Where a packed linear's bytes lie in device memory: computed from shapes alone, so memory can be planned at once.
 
-A weight is tiles of 16 rows x 64 inputs, each in the order in which a warp's lanes hold the A operand of `mma.m16n8k16`:
+A weight is tiles of 16 rows x 64 inputs, each in the order in which lanes of a warp hold operand A of `mma.m16n8k16`:
 with g = lane / 4 and t = lane % 4, and k counted from the begin of a block of 16 inputs, a lane holds
 
     a0: row g, k 2t and 2t + 1     a2: row g, k 2t + 8 and 2t + 9     a1, a3: the same of row g + 8
@@ -15,12 +15,12 @@ with g = lane / 4 and t = lane % 4, and k counted from the begin of a block of 1
     zeros    where groups have their own; else the whole weight has one
              4 bits   u16 [row tiles][groups][8]: a byte each    8 bits   u32: sixteen bits each
 
-One layout serves every kernel: GEMV and GEMM by tensor cores, and `dp4a`, which finds four inputs of one row in a word's
+One layout serves every kernel: GEMV and GEMM by tensor cores, and `dp4a`, which finds four inputs of a row in a word's
 even nibbles, four of the other in its odd ones.
 
     w = factor * scale * (code - zero)        (16 bits: factor * number)
 
-The factor, a power of two of the whole weight, moves scales (16 bits: the numbers) into float16's range: bfloat16 enters
+The factor, a power of two of the whole weight, moves scales (16 bits: numbers) into float16's range: bfloat16 enters
 exactly. Groups in memory have 16, 32, 64 or 128 inputs; longer ones repeat their scale. Inputs are padded to whole 128
 and rows to whole 16, with codes and scales of 0.
 

@@ -1,0 +1,131 @@
+"""The activations of a GEMV on their way into shared memory: gathered, normed, split into two bfloat16.
+
+A chunk of x lies as columns of `stride` words: column 2 t is the first bfloat16 of token t, column 2 t + 1 the second.
+In a column each 64 inputs are 32 words in the order of the B operand: lane t of a quad reads its eight words for the
+four blocks in a row, so two 128-bit loads a tile; columns are four words more than their inputs apart, so that the
+lanes of two columns meet different banks.
+
+RMSNorm needs no pass of its own: x is multiplied by the norm's weight here, the squares of what came in are summed on
+the way, and the kernel's end divides by their root.
+"""
+
+from __future__ import annotations
+
+from edgellm.backends.cuda.kernels.linear_flags import NORM, ORDER, VECTORS
+from edgellm.backends.cuda.ptx import (
+    cuda,
+    device,
+    f32,
+    fma,
+    ld128_f32,
+    shfl_xor,
+    split_bf16x2,
+    u32,
+    unpack_bf16x2,
+    warp_sum,
+)
+
+#: Threads of a block of the decode kernels: 16 warps.
+THREADS = 512
+#: Inputs times tokens that a chunk holds at most.
+CHUNK = 8192
+
+
+@device
+def read_quad(values, x, base, k, inputs, order, flags):
+    """Four inputs from k on of the row that begins at x[base], by the permutation where there is one; 0 beyond."""
+    if flags & u32(VECTORS):
+        values[0], values[1], values[2], values[3] = f32(0), f32(0), f32(0), f32(0)
+        if k < inputs:
+            values[0], values[1], values[2], values[3] = ld128_f32(x, u32(base + k))
+    else:
+        for i in range(u32(4)):
+            source = u32(k + i)
+            value = f32(0)
+            if source < inputs:
+                if flags & u32(ORDER):
+                    source = order[source]
+                value = x[u32(base + source)]
+            values[i] = value
+
+
+def make_stage(group):
+    """The function that brings a chunk of x into shared memory, for groups of `group` inputs (0: no sums)."""
+    lanes = u32(max(group // 4, 1))  # neighbours that share a group
+    halvings = max(group // 4, 1).bit_length() - 1
+
+    @device
+    def stage(
+        planes,
+        sums,
+        squares,
+        x,
+        norm,
+        order,
+        inputs,
+        batch,
+        x_stride,
+        flags,
+        offset,
+        counting,
+        first,
+        quads,
+        stride,
+        tid,
+    ):
+        """The inputs first .. first + 4 quads - 1 of every token; whole warps take part in each step of the loop.
+
+        Args:
+            planes: shared u32 [2 batch][stride], see above.
+            sums: shared f32 [batch][groups of the chunk]: of the numbers that `planes` stand for.
+            squares: shared f32 [warps][8 tokens]: where flags have NORM, the sums of squares go up.
+            counting: whether these inputs were not here before.
+            first: first input, a multiple of 128; tid: of the thread.
+        """
+        v = cuda.local.array(4, f32)
+        n = cuda.local.array(4, f32)
+        lane = u32(tid & u32(31))
+        groups = u32(quads // lanes)
+        for token in range(batch):
+            token = u32(token)
+            base = u32(token * x_stride)
+            column = u32(token * stride * u32(2))
+            square = f32(0)
+            for quad in range(tid, quads, u32(THREADS)):
+                quad = u32(quad)
+                k = u32(first + quad * u32(4))
+                read_quad(v, x, base, k, inputs, order, flags)
+                if flags & u32(NORM):
+                    read_quad(n, norm, u32(0), k, inputs, order, flags)
+                    for i in range(u32(4)):
+                        square = fma(v[i], v[i], square)
+                        v[i] *= offset + n[i]
+                p0, r0 = split_bf16x2(v[0], v[1])
+                p1, r1 = split_bf16x2(v[2], v[3])
+                at = u32(
+                    column
+                    + ((quad >> u32(4)) << u32(5))
+                    + ((quad & u32(1)) << u32(4))
+                    + (((quad >> u32(2)) & u32(3)) << u32(1))
+                    + ((quad >> u32(1)) & u32(1))
+                )
+                planes[at] = p0
+                planes[u32(at + u32(8))] = p1
+                planes[u32(at + stride)] = r0
+                planes[u32(at + stride + u32(8))] = r1
+                if group:
+                    a, b = unpack_bf16x2(p0)
+                    c, d = unpack_bf16x2(p1)
+                    e, f = unpack_bf16x2(r0)
+                    g, h = unpack_bf16x2(r1)
+                    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+                    for step in range(halvings):
+                        total += shfl_xor(total, u32(1 << step))
+                    if (quad & (lanes - u32(1))) == u32(0):
+                        sums[u32(token * groups + quad // lanes)] = total
+            if counting and flags & u32(NORM):
+                square = warp_sum(square)
+                if lane == u32(0):
+                    squares[u32((tid >> u32(5)) * u32(8) + token)] += square
+
+    return stage
