@@ -1,20 +1,19 @@
 """Decode, sm_80 and up: y = W x for 1 to 8 tokens on the tensor cores, as fast as the weights arrive.
 
-The weights are operand A of `mma.m16n8k16` (bfloat16 codes, exact), the tokens are the columns of B: each token is two of
-the eight columns, its first and second bfloat16, 16 bits of mantissa and all of float32's range. A warp walks down one
-tile of 16 rows in steps of 128 inputs, `split` warps of the block side by side on the same tile; sums of a group are
-scaled in float32, and the zero point costs one FMA a group against the sum of its inputs:
+The weights are operand A of `mma.m16n8k16` (bfloat16 codes, exact), the tokens are the columns of B: each token is two
+of the eight columns, its first and second bfloat16, 16 bits of mantissa and all of float32's range. A warp walks down
+one tile of 16 rows in steps of 128 inputs, `split` warps of the block side by side on the same tile; sums of a group
+are scaled in float32, and the zero point costs one FMA a group against the sum of its inputs:
 
     y[r] += scale[r, g] * (sum_k (code[r, k] + base) x[k] - (zero[r, g] + base) sum_k x[k])
 
-Work: block b takes the tiles (pass * blocks + b) * tiles_a_block .. of each pass. Partial sums of the warps on a tile meet
-in shared memory and are added in their order, so results never vary. x comes in chunks of `chunk` steps (`gemv_input.py`),
-all of it once where it fits; the weights of two steps are in flight before x is looked at, and while one step is
-computed, the next one and the one after are on their way.
+Work: in each pass a block takes as many tiles as it has warps / split. Partial sums of the warps on a tile meet in
+shared memory and are added in their order, so results never vary. x comes in chunks of `chunk` steps
+(`gemv_input.py`), once where all of it fits; the weights of two steps are in flight before x is looked at, and again
+before a pass is brought to its end; while one step is computed, the next one and the one after are on their way.
 
-Bytes in flight: two steps of 4 bits are 4 loads of 16 bytes a thread, 32 KiB a block of 512 threads; an H100 needs some
-20 KiB a multiprocessor (3.35 TB/s * 0.8 us / 132), an Orin 10. A step of 4 bits, group 128 is 32 weights a lane for each of
-its loads; see `Budget.instructions_a_weight` for what the compiled loop may take.
+Bytes in flight: two steps of 4 bits are 4 loads of 16 bytes a thread, 32 KiB a block of 512 threads; an H100 needs
+some 20 KiB a multiprocessor (3.35 TB/s * 0.8 us / 132), an Orin 10. Instructions a weight: `INSTRUCTIONS`.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from edgellm.backends.cuda.ptx import (
     lds128,
     rcp,
     rsqrt,
+    shfl_u32,
     u32,
     unpack_f16x2,
 )
@@ -103,7 +103,7 @@ def make_load(bits, group):
 
 def make_compute(bits, group, sets):
     """One step of a warp: 16 rows x 128 inputs, for `sets` times four tokens."""
-    groups, blocks, zero_bits = 128 // group, group // 16, 2 * bits
+    blocks, zero_bits = group // 16, 2 * bits
     mask, base = (1 << 2 * bits) - 1, f32(CODE_BASE.get(bits, 0))
     product = PRODUCTS[bits]
 
@@ -252,13 +252,12 @@ def declare_gemv(bits, group, tokens):
         zb = cuda.local.array(scale_words, u32)
         y = cuda.local.array(4, f32)
         tid = u32(cuda.threadIdx.x)
-        lane, warp = u32(tid & u32(31)), u32(tid >> u32(5))
+        lane, warp = u32(tid & u32(31)), shfl_u32(u32(tid >> u32(5)), u32(0))  # so that ptxas sees: one for all lanes
         column, quad_lane = u32(lane >> u32(2)), u32(lane & u32(3))
         split = u32(u32(1) << split_log)
         way = u32(warp & (split - u32(1)))
         slots = u32(u32(WARPS) >> split_log)
         round_tiles = u32(slots * u32(cuda.gridDim.x))
-        passes = u32((row_tiles + round_tiles - u32(1)) // round_tiles)
         zero_pair = u32(zero | (zero << u32(zero_shift)))
         stride = u32(chunk * u32(64) + u32(4))
         b0, b1 = column_of(column, batch, stride, quad_lane)
@@ -267,7 +266,8 @@ def declare_gemv(bits, group, tokens):
         first_tile = u32(u32(cuda.blockIdx.x) * slots)
         if lane < u32(8):
             squares[u32(warp * u32(8) + lane)] = f32(0)
-        for turn in range(passes + u32(1)):
+        turn = u32(0)
+        while True:
             tile = u32(first_tile + (warp >> split_log))
             count = u32((steps + split - u32(1) - way) >> split_log) if tile < row_tiles else u32(0)
             if count > u32(0):
@@ -283,14 +283,15 @@ def declare_gemv(bits, group, tokens):
                     partial, squares, bias, out, u32(first_tile - round_tiles), row_tiles, split_log, tid, batch,
                     rows, inputs, out_stride, flags, factor, multiplier, eps, softcap,
                 )  # fmt: skip
-            if turn == passes:
-                break
+                if first_tile >= row_tiles:
+                    break
             for j in range(2 * sets):
                 y[j] = f32(0)
             done = u32(0)
             for first in range(u32(0), steps, chunk):
                 first = u32(first)
-                here = u32(min(chunk, u32(steps - first)))
+                here = u32(steps - first)
+                here = here if here < chunk else chunk
                 if turn == u32(0) or chunk < steps:
                     cuda.syncthreads()
                     stage(
@@ -323,6 +324,7 @@ def declare_gemv(bits, group, tokens):
                 partial[u32(at + u32(4) * j)] = y[2 * j]
                 partial[u32(at + u32(4) * j + u32(8 * tokens))] = y[2 * j + 1]
             first_tile = u32(first_tile + round_tiles)
+            turn = u32(1)
 
     return gemv
 
