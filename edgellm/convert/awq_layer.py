@@ -65,8 +65,8 @@ class AwqLayer:
         self._scaled: dict[str, np.ndarray] = {}
         self._tokens = 0
 
-    def run(self, layer: int, states: Sequential) -> None:
-        """Quantize the layer and take the hidden states through it."""
+    def run(self, layer: int, states: Sequential, *, onward: bool) -> None:
+        """Quantize the layer and, where `onward`, take the hidden states through it."""
         self._tokens = states.hidden.shape[0] * states.hidden.shape[1]
         states.watched(layer, self._tap)
         for fold in find_folds(self._job.opened.weights.program):
@@ -74,7 +74,8 @@ class AwqLayer:
                 self._fold(fold)
         for unit in self._piece.units:
             self._quantize(unit)
-        states.passed(layer)
+        if onward:
+            states.passed(layer)
 
     def _tap(self, names: tuple[str, ...], x: np.ndarray) -> None:
         sample = self._samples.get(names[0]) or InputSample(x.shape[1], self._tokens)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgellm.convert.job import Job
+from edgellm.convert.rows import product_threads
 from edgellm.convert.units import Unit
 from edgellm.errors import OutOfMemoryError
 from edgellm.formats.dtypes import NUMPY_DTYPES
 
 #: Interpreter, libraries and compiled kernels, where nobody measured them.
 PROCESS_BYTES = 240 << 20
-#: Rows of a forward step that are tried, the fastest first.
-_STEPS = (2048, 1024, 512, 256)
+#: Rows of a forward step: what is taken where memory allows, and the least.
+_STEP_TOKENS, _LEAST_STEP = 2048, 256
+#: Rows of a step that keep one thread busy.
+_THREAD_TOKENS = 512
+#: Rows of float32 that a Hessian takes beside its sums: tokens that wait, and panels.
+_HESSIAN_ROWS = 4096
 #: Buffers as wide as a block's widest that a step holds at once: gate, up, their product and what it is made of.
 _WIDE_BUFFERS = 6
 
@@ -31,7 +36,7 @@ class Budget:
 
     fixed_bytes: int = 0
     activation_bytes: int = 1 << 60
-    step_tokens: int = _STEPS[0]
+    step_tokens: int = _STEP_TOKENS
     largest: str = ""
     spilled_bytes: int = 0
 
@@ -54,7 +59,8 @@ def plan(job: Job, tokens: int, limit: int | None, process_bytes: int = PROCESS_
     widest = max((unit.in_features for unit in job.units if unit.layer is not None), default=1)
     hidden = 4 * tokens * job.opened.config.hidden_size
     wanted = 4 * tokens * widest
-    for step in _STEPS:
+    step = max(_STEP_TOKENS, _THREAD_TOKENS * product_threads())
+    while step >= _LEAST_STEP:
         parts = _moments(job, step, tokens)
         largest = max(parts, key=lambda name: parts[name])
         fixed = process_bytes + parts[largest]
@@ -63,6 +69,7 @@ def plan(job: Job, tokens: int, limit: int | None, process_bytes: int = PROCESS_
             spilled = 0 if job.recipe.method == "rtn" else 2 * hidden + (wanted if room < wanted else 0)
             activations = 0 if job.recipe.method == "rtn" else room if room >= wanted else 0
             return Budget(fixed, activations, step, largest, spilled)
+        step //= 2
     raise OutOfMemoryError(
         f"the conversion needs {fixed:,} bytes ({largest})",
         key="max_ram",
@@ -89,7 +96,8 @@ def _moments(job: Job, step: int, tokens: int) -> dict[str, int]:
             if job.recipe.method == "gptq":
                 moments[f"the Hessian of {unit.leaf} and its factor"] = codes + 16 * square
                 moments[f"quantizing {unit.leaf}"] = held + 8 * square
-                moments[f"calibrating {unit.leaf}"] = codes + 8 * square + _stepping(job, piece.units, step)
+                summing = 4 * _HESSIAN_ROWS * unit.in_features
+                moments[f"calibrating {unit.leaf}"] = codes + 8 * square + summing + _stepping(job, piece.units, step)
             else:
                 moments[f"searching scales of {unit.leaf}"] = held + 8 * unit.size
                 moments["a block's forward pass"] = codes + 4 * codes + _stepping(job, piece.units, step)

@@ -18,8 +18,8 @@ from edgellm.convert.units import Unit
 
 _TRIAL = 1536  # rows and columns of the matrices that are multiplied for a trial
 _TRIAL_S = 0.5
-#: float64 factorizations (about 2 in**3 operations) run at about this share of the float32 product's rate.
-_FACTOR_RATE = 0.3
+#: float64 factorizations (2/3 in**3 operations) run at about this share of the float32 product's rate.
+_FACTOR_RATE = 0.38
 #: GPTQ's columns one by one, and attention's softmax, in seconds a billion elements of a 2-core machine's trial.
 _COLUMN_OPERATIONS = 40
 
@@ -123,8 +123,8 @@ def _seconds(job: Job, units: Iterable[Unit], tokens: int, rates: Rates) -> floa
         shared = (unit.layer, width, _input_of(unit))
         if shared not in squares:
             squares.add(shared)
-            total += 1.2 * tokens * width**2 / rates.product
-            total += 2 * width**3 / (_FACTOR_RATE * rates.product)
+            total += 1.1 * tokens * width**2 / rates.product
+            total += 2 / 3 * width**3 / (_FACTOR_RATE * rates.product)
     if method != "rtn":
         config = job.opened.config
         scores = config.num_attention_heads * tokens * min(job.recipe.sequence_length, 128 * 3)

@@ -211,10 +211,11 @@ class _Run:
         self.label = piece.name if piece.name != "rest" else "embeddings and norms"
         self.part = 0.0
         self._report(self.label)
+        onward = piece is not self.job.pieces[-1]  # what comes out of the last layer is for lm_head's calibration alone
         if piece.layer is not None and self.job.recipe.method == "gptq":
-            GptqLayer(self.job, piece, self.weights, self._write_unit).run(piece.layer, states)
+            GptqLayer(self.job, piece, self.weights, self._write_unit).run(piece.layer, states, onward=onward)
         elif piece.layer is not None and self.job.recipe.method == "awq":
-            AwqLayer(self.job, piece, self.weights, self._write_unit).run(piece.layer, states)
+            AwqLayer(self.job, piece, self.weights, self._write_unit).run(piece.layer, states, onward=onward)
         elif piece.units and states is not None:
             GptqLayer(self.job, piece, self.weights, self._write_unit).run_head(states)
         else:
@@ -224,7 +225,7 @@ class _Run:
         self.state.pieces[piece.name] = self.output.digest(self.job.tensors(piece))
         if piece.layer is not None:
             self.weights.forget(f"layers.{piece.layer}.")
-            self.state.hidden = states.hidden.digest() if states is not None else None
+            self.state.hidden = states.hidden.digest() if states is not None and onward else None
             self.finished = float(sum(done.startswith("layer") for done in self.state.pieces))
         self.state.save()
 

@@ -61,15 +61,16 @@ class GptqLayer:
         self._units = {name: unit for unit in piece.units for name in unit.names}
         self._hessians: dict[tuple[str, ...], Hessian] = {}
 
-    def run(self, layer: int, states: Sequential) -> None:
-        """Quantize the layer and take the hidden states through it."""
+    def run(self, layer: int, states: Sequential, *, onward: bool) -> None:
+        """Quantize the layer and, where `onward`, take the hidden states through all of it."""
         if self._job.recipe.true_sequential:
-            states.staged(layer, self._tap, self._shown)
+            states.staged(layer, self._tap, self._shown, onward=onward)
             return
         states.watched(layer, self._tap)
         for names in list(self._hessians):
             self._quantize(names)
-        states.passed(layer)
+        if onward:
+            states.passed(layer)
 
     def run_head(self, states: Sequential) -> None:
         """Quantize lm_head."""

@@ -63,14 +63,16 @@ class Sequential:
         """The hidden states into the next layer."""
         return self._kept["x"]
 
-    def staged(self, layer: int, tap: Tap, shown: Shown) -> None:
+    def staged(self, layer: int, tap: Tap, shown: Shown, *, onward: bool = True) -> None:
         """Layer `layer`, linear by linear: `tap` sees a linear's input, then `shown` may replace its weights.
 
         Each linear runs with the weights it has when the next one is shown. The hidden states become the layer's
-        outputs; those before stay in their file until the next layer.
+        outputs, unless nobody wants them (`onward`); those before stay in their file until the next layer.
         """
         before = self._kept["x"]
         for stage in stages_of(self.runner.program, layer):
+            if stage.linear is None and not onward:
+                break
             self._run(layer, stage, tap)
             if stage.linear is not None:
                 shown(stage.linear)

@@ -67,8 +67,9 @@ class _Survey:
         with TemporaryDirectory(prefix="edgellm-") as folder:
             states = Sequential(self._runner, Path(folder), memory_bytes=1 << 28)
             states.begin(token_ids)
-            for layer in range(self._runner.num_layers):
-                states.staged(layer, self._tap, self._shown)
+            last = self._runner.num_layers - 1
+            for layer in range(last + 1):
+                states.staged(layer, self._tap, self._shown, onward=layer < last)
             states.close()
         return self
 
