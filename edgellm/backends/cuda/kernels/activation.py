@@ -72,11 +72,15 @@ def _declare(name: str) -> tuple[Kernel, Kernel]:
             return
         source = u32(row * stride)
         largest = f32(0.0)
-        for i in range(u32(cuda.threadIdx.x), width, _BLOCK):
+        i = u32(cuda.threadIdx.x)
+        while i < width:
             largest = fmax(largest, fabs(act(gate[source + i]) * up[source + i]))
+            i = u32(i + _BLOCK)
         multiplier, scale = half_scale(block_max(largest, stage))
-        for i in range(u32(cuda.threadIdx.x), width, _BLOCK):
+        i = u32(cuda.threadIdx.x)
+        while i < width:
             out[row * width + i] = f32_to_f16(act(gate[source + i]) * up[source + i] * multiplier)
+            i = u32(i + _BLOCK)
         if u32(cuda.threadIdx.x) == u32(0):
             scales[row] = scale
 
@@ -107,10 +111,14 @@ def to_float16(x, out, scales, record, stride, width, step):
     if step == u32(0) and row >= record[u32(COUNT)]:
         return
     largest = f32(0.0)
-    for i in range(u32(cuda.threadIdx.x), width, _BLOCK):
+    i = u32(cuda.threadIdx.x)
+    while i < width:
         largest = fmax(largest, fabs(x[row * stride + i]))
+        i = u32(i + _BLOCK)
     multiplier, scale = half_scale(block_max(largest, stage))
-    for i in range(u32(cuda.threadIdx.x), width, _BLOCK):
+    i = u32(cuda.threadIdx.x)
+    while i < width:
         out[row * width + i] = f32_to_f16(x[row * stride + i] * multiplier)
+        i = u32(i + _BLOCK)
     if u32(cuda.threadIdx.x) == u32(0):
         scales[row] = scale

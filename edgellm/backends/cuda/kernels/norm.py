@@ -46,11 +46,15 @@ def rms_norm(x, weight, out, record, width, step, eps, offset):
         return
     at = u32(row * width)
     total = f32(0.0)
-    for i in range(u32(cuda.threadIdx.x), width, _BLOCK):
+    i = u32(cuda.threadIdx.x)
+    while i < width:
         total = fma(x[at + i], x[at + i], total)
+        i = u32(i + _BLOCK)
     factor = rsqrt(fma(block_sum(total, stage), rcp(f32_of_u32(width)), eps))
-    for i in range(u32(cuda.threadIdx.x), width, _BLOCK):
+    i = u32(cuda.threadIdx.x)
+    while i < width:
         out[at + i] = x[at + i] * factor * (offset + weight[i])
+        i = u32(i + _BLOCK)
 
 
 @kernel(
@@ -68,14 +72,18 @@ def rms_norm_float16(x, weight, out, scales, record, width, step, eps, offset):
     at = u32(row * width)
     total = f32(0.0)
     largest = f32(0.0)
-    for i in range(u32(cuda.threadIdx.x), width, _BLOCK):
+    i = u32(cuda.threadIdx.x)
+    while i < width:
         value = x[at + i]
         total = fma(value, value, total)
         largest = fmax(largest, fabs(value * (offset + weight[i])))
+        i = u32(i + _BLOCK)
     factor = rsqrt(fma(block_sum(total, stage), rcp(f32_of_u32(width)), eps))
     multiplier, scale = half_scale(block_max(largest, stage) * factor)
-    for i in range(u32(cuda.threadIdx.x), width, _BLOCK):
+    i = u32(cuda.threadIdx.x)
+    while i < width:
         out[at + i] = f32_to_f16(x[at + i] * factor * (offset + weight[i]) * multiplier)
+        i = u32(i + _BLOCK)
     if u32(cuda.threadIdx.x) == u32(0):
         scales[row] = scale
 
@@ -109,5 +117,7 @@ def rms_norm_heads(x, weight, out, record, stride, heads, head_dim, step, eps, o
     at, source = u32(warp * _DEPTH), u32(row * stride + head * head_dim)
     take_head(stage, at, x, source, head_dim, head_dim, lane)
     normalise_head(stage, at, weight, head_dim, eps, offset, lane)
-    for e in range(lane, head_dim, u32(32)):
+    e = lane
+    while e < head_dim:
         out[source + e] = stage[at + e]
+        e = u32(e + u32(32))

@@ -12,8 +12,8 @@ may hold NaN). With m the largest over the splits that are not empty, and always
 
     out = sum_p 2^(LARGEST_p - m) sums_p / sum_p 2^(LARGEST_p - m) TOTAL_p
 
-A kernel that is given `counters` (u32 [R][heads of a grid row], zero before the first step) lets the block that comes
-last do this and leaves them zero again.
+A kernel that is told to `combine` lets the block that comes last do this; it counts blocks in `counters` (u32 [R][KV
+heads * tiles], zero before the first step) and leaves them zero again.
 """
 
 from __future__ import annotations
@@ -45,3 +45,18 @@ def decode_splits(rows: int, blocks_a_split: int, multiprocessors: int) -> int:
     """
     wanted = -(-2 * multiprocessors // max(blocks_a_split, 1))
     return max(1, min(wanted, -(-rows // SPLIT_KEYS), MAX_SPLITS))
+
+
+#: What there are decode kernels for: lanes that share a row (eight elements each) and query heads of a block. Eight
+#: heads of 256 elements would need more than 48 KiB of shared memory.
+DECODE_LANES = (8, 16, 32)
+DECODE_HEADS = (1, 2, 4, 8)
+
+
+def decode_kernel(storage: str, head_dim: int, group: int) -> tuple[str, int]:
+    """The decode kernel for heads of `head_dim`, `group` of which share a KV head, and the tiles of query heads."""
+    lanes = next(lanes for lanes in DECODE_LANES if head_dim <= 8 * lanes)
+    most = max(heads for heads in DECODE_HEADS if lanes * heads <= 128)
+    heads = next((heads for heads in DECODE_HEADS if group <= heads), most)
+    heads = min(heads, most)
+    return f"attention_decode_{storage}_d{8 * lanes}_h{heads}", -(-group // heads)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.cache_layout import DEPTH_ALIGNMENT, MAX_HEAD_DIM
 from edgellm.backends.cuda.kernels.declare import Kernel, kernel
-from edgellm.backends.cuda.kernels.heads import keep_float16, keep_int8, normalise_head, take_head, turn_head
+from edgellm.backends.cuda.kernels.heads import normalise_head, take_head, turn_head
 from edgellm.backends.cuda.kernels.record import COUNT, END, RECORD_WORDS, SINKS, SLOT
+from edgellm.backends.cuda.kernels.stored import STORAGES
 from edgellm.backends.cuda.kernels.visible import row_of
 from edgellm.backends.cuda.ptx import cuda, f32, u32, u64
 
@@ -20,8 +21,8 @@ _DEPTH = u32(MAX_HEAD_DIM)
 _PADDING = u32(DEPTH_ALIGNMENT - 1)
 
 
-def _declare(storage: str, element: str) -> Kernel:
-    is_int8 = storage == "int8"
+def _declare(storage: str) -> Kernel:
+    element, round_head = STORAGES[storage].element, STORAGES[storage].round
 
     @kernel(
         f"store_kv_{storage}",
@@ -90,21 +91,12 @@ def _declare(storage: str, element: str) -> Kernel:
         if norm != u32(0):
             normalise_head(stage, at, weight, head_dim, eps, offset, lane)
         turn_head(stage, at, stage, at, turns, half, number, depth, lane)
-        if is_int8:
-            scale = keep_int8(keys, place * u64(depth), stage, at, depth, lane)
-            if lane == u32(0):
-                key_scales[place] = scale
-            take_head(stage, at, v, source, head_dim, depth, lane)
-            scale = keep_int8(values, place * u64(depth), stage, at, depth, lane)
-            if lane == u32(0):
-                value_scales[place] = scale
-        else:
-            keep_float16(keys, place * u64(depth), stage, at, depth, lane)
-            take_head(stage, at, v, source, head_dim, depth, lane)
-            keep_float16(values, place * u64(depth), stage, at, depth, lane)
+        round_head(keys, key_scales, place, True, stage, at, depth, lane)
+        take_head(stage, at, v, source, head_dim, depth, lane)
+        round_head(values, value_scales, place, True, stage, at, depth, lane)
 
     return store_kv
 
 
-store_kv_float16 = _declare("float16", "u16*")
-store_kv_int8 = _declare("int8", "i8*")
+store_kv_float16 = _declare("float16")
+store_kv_int8 = _declare("int8")

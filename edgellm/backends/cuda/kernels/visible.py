@@ -30,15 +30,15 @@ def oldest_of(number, window):
 
 @device
 def sinks_run(oldest, end, evicted, sinks, rows):
-    """(first number, count, start) of the sinks from `oldest` up to number `end`, exclusive; its ring is all rows."""
+    """(count, start) of the sinks from `oldest` up to number `end`, exclusive; its ring is all rows."""
     last = sinks if sinks < end else end
     some = (evicted != u32(0)) & (oldest < last)
-    return oldest, u32(last - oldest) if some else u32(0), u32(oldest % rows)
+    return u32(last - oldest) if some else u32(0), u32(oldest % rows)
 
 
 @device
 def later_run(oldest, end, evicted, sinks, rows, ring):
-    """(first number, count, base, start, modulus) of the tokens behind the sinks from `oldest` up to `end`, exclusive.
+    """(count, base, start, modulus) of the tokens behind the sinks from `oldest` up to `end`, exclusive.
 
     Without evictions that is all of them, and in a layer that holds the whole context number n is in row n.
     """
@@ -48,7 +48,7 @@ def later_run(oldest, end, evicted, sinks, rows, ring):
     count = u32(end - first) if first < end else u32(0)
     base = sinks if moved & (ring == u32(0)) else u32(0)
     modulus = u32(rows - base) if rows > base else u32(1)
-    return first, count, base, u32(u32(first - base) % modulus), modulus
+    return count, base, u32(u32(first - base) % modulus), modulus
 
 
 @device
