@@ -40,15 +40,17 @@ def test_several_passes_give_what_one_gives(name: str, monkeypatch: pytest.Monke
     found = []
     for threads in (1, 3):
         monkeypatch.setattr("edgellm.convert.blocks.product_threads", lambda threads=threads: threads)
-        seen: list[np.ndarray] = []
+        seen: dict[tuple[str, ...], list[np.ndarray]] = {}
         with open_model(golden(name)) as model:
             runner = BlockRunner(model)
             hidden = Activations(*ids.shape, runner.program.buffers["x"])
             hidden.write(0, runner.embed(ids))
             begin, end = 1, runner.first_op(1)
             with runner.stretch(begin, end) as stretch:
-                stretch.run_all({"x": hidden}, hidden, lambda _, x, seen=seen: seen.append(x.copy()))
-        found.append((hidden.read(0, 6).copy(), np.concatenate([x.ravel() for x in seen])))
+                tap = lambda names, x, seen=seen: seen.setdefault(names, []).append(x.copy())  # noqa: E731
+                stretch.run_all({"x": hidden}, hidden, tap)
+        found.append([hidden.read(0, 6).copy(), *(np.concatenate(parts) for parts in seen.values())])
+    assert len(found[0]) == 1 + len(seen) == 5
     for one, several in zip(*found, strict=True):
         np.testing.assert_allclose(several, one, rtol=0, atol=1e-5 * np.abs(one).max())
 
