@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli import options
+from edgellm.cli import bundling, options
 from edgellm.cli.figures import count, size
 from edgellm.cli.find_model import find_model
 from edgellm.cli.parser import Parser
@@ -34,7 +34,8 @@ def add_arguments(parser: Parser) -> None:
     parser.description = (
         "Quantize a checkpoint, and prune it before: SRC is the folder (or file) of the original, OUT the new folder.\n"
         "What is written is a standard GPTQ or AWQ checkpoint, or one in floating point where it was pruned alone.\n"
-        "Only one layer is in memory at a time; an interrupted run goes on with --resume."
+        "Only one layer is in memory at a time; an interrupted run goes on with --resume.\n\n"
+        "  edgellm convert SRC --bundle FILE.safetensors    SRC in one file, its weights as they are"
     )
     parser.add_argument(
         "src", metavar="SRC", nargs="?", help="a file, a folder or a name: float16, bfloat16 or float32"
@@ -46,6 +47,7 @@ def add_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("how it runs")
     group.add_argument("--recipe", metavar="FILE", help="settings from a file of TOML or .json; options count more")
     group.add_argument("--max-ram", metavar="SIZE", type=size_of, help="memory that is not exceeded, such as 6GB")
+    group.add_argument("--bundle", metavar="FILE", help="write OUT (without one, SRC as it is) into a single file too")
     group.add_argument("--shard-size", metavar="SIZE", type=size_of, help="largest file of weights (5.37 GB)")
     group.add_argument("--dry-run", action="store_true", help="tell sizes, time and memory; write nothing")
     group.add_argument("--resume", action="store_true", help="go on after the last finished layer")
@@ -117,6 +119,12 @@ def run(args: Namespace) -> int:
         settings["overrides"] = {**recipe.get("overrides", {}), **{name: {"skip": True} for name in args.keep}}
     settings["prune"] = pruning_of(args, recipe)
     source = find_model(args.src)
+    if args.bundle:
+        bundling.check_bundle(args.bundle, args.overwrite)
+        asked = recipe or args.target or any(value is not None for value in settings.values())
+        if args.out is None and not asked and not args.dry_run:
+            bundling.write(source, args.bundle, terminal, as_json=args.json)
+            return 0
     if args.target:
         recipe = {**_target(source, args.target, terminal), **recipe}
     if args.dry_run:
@@ -133,6 +141,8 @@ def run(args: Namespace) -> int:
             progress=_Shown(line, terminal), **settings,
         )  # fmt: skip
     _tell(report, args, terminal)
+    if args.bundle:
+        bundling.write(args.out, args.bundle, terminal, as_json=False)
     return 0
 
 

@@ -84,3 +84,25 @@ def test_what_is_missing_or_does_not_fit(source: Path, capsys: pytest.CaptureFix
     assert main(["convert", str(source), "x", "--method", "rtn", "--calibration", "text.txt"]) == 2
     assert main(["convert", str(source), "x", "--max-ram", "1kB"]) == 75
     assert "max_ram" in capsys.readouterr().err
+
+
+def test_a_bundle_of_a_model_as_it_is(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bundle = tmp_path / "model.safetensors"
+    assert main(["convert", str(source), "--bundle", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"bundle": str(bundle), "bytes": bundle.stat().st_size}
+    with edgellm.load(bundle, backend="reference") as one, edgellm.load(source, backend="reference") as other:
+        assert one.generate("abc", max_tokens=4).text == other.generate("abc", max_tokens=4).text
+    assert main(["convert", str(source), "--bundle", str(bundle)]) == 73
+    assert main(["convert", str(source), "--bundle", str(bundle), "--overwrite"]) == 0
+    assert main(["convert", str(source), "--bundle", str(tmp_path / "model.bin")]) == 2
+    assert "ends in .safetensors" in capsys.readouterr().err
+
+
+def test_a_bundle_of_what_is_written(source: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "small.safetensors"
+    command = ["convert", str(source), "--bundle", str(bundle), "--method", "rtn", "--group-size", "16"]
+    assert main(command) == 2  # settings ask for a conversion, which needs an OUT
+    assert not bundle.exists()
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert edgellm.inspect(bundle)["quantization"]["bits"] == 4
+    assert bundle.stat().st_size > (tmp_path / "out" / "model.safetensors").stat().st_size
