@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.api import memory, planning
 from edgellm.api.conversion_report import Account
-from edgellm.api.fingerprint import fingerprint
 from edgellm.errors import UsageError
+from edgellm.formats import fingerprint
 
 if TYPE_CHECKING:
     from edgellm.convert.budget import Budget

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from edgellm.api import memory, planning
 from edgellm.api.estimating import fits
-from edgellm.api.fingerprint import fingerprint
 from edgellm.api.llm import LLM
 from edgellm.api.side_text import load_text
 from edgellm.backends.interface import Cache, Runner
 from edgellm.engine.engine import Engine
 from edgellm.engine.sampling import SamplingParams
 from edgellm.errors import ModelError, OutOfMemoryError, UsageError
+from edgellm.formats import fingerprint
 from edgellm.model import OpenedModel
 from edgellm.text import ChatTemplate, Tokenizer, encode_chat
 
@@ -77,15 +78,27 @@ def load(
 
 
 def _loaded(plan: planning.Plan, threads: int | None, progress: Callable[[int, int], None] | None, force: bool) -> LLM:
-    """Text files first, then the memory check, then the weights: what fails cheaply fails early."""
+    """The memory check first, then the text files while the weights are loaded: what fails cheaply fails early."""
     opened = plan.opened
     defaults = _defaults(opened)
-    tokenizer, template = load_text(opened)
     if not force:
         _check_memory(plan)
-    runner = plan.backend.load(
-        plan.program, opened.weights, device=plan.device, threads=threads, progress=progress, **plan.options
-    )
+    with ThreadPoolExecutor(1, "edgellm-text") as pool:
+        text = pool.submit(load_text, opened)
+
+        def unless_text_fails(done: int, total: int) -> None:
+            if text.done():
+                text.result()
+            if progress is not None:
+                progress(done, total)
+
+        options = {"device": plan.device, "threads": threads, "progress": unless_text_fails, **plan.options}
+        runner = plan.backend.load(plan.program, opened.weights, **options)
+        try:
+            tokenizer, template = text.result()
+        except BaseException:
+            runner.close()
+            raise
     try:
         cache = runner.new_cache(plan.geometry, plan.slots)
         return LLM(

@@ -79,7 +79,7 @@ def run_job(
         job: what is written.
         out: the new folder.
         calibration: tokens; None for "rtn" alone.
-        source_digest: of the source's tensors (`api.fingerprint`).
+        source_digest: of the source's tensors (`formats.fingerprint`).
         budget: memory for activations; None is plenty.
         resume: go on with an unfinished output of the same job; where there is none, begin.
         overwrite: replace `out`, and an unfinished output of any job.

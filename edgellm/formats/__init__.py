@@ -12,6 +12,7 @@ from edgellm.formats import awq, compressed_tensors, gptq
 from edgellm.formats.bundle import is_side_file, write_bundle
 from edgellm.formats.checkpoint import Checkpoint, open_checkpoint
 from edgellm.formats.dtypes import bfloat16_to_float32, float32_to_bfloat16
+from edgellm.formats.fingerprint import fingerprint
 from edgellm.formats.header import TensorInfo
 from edgellm.formats.linear import describe_linear, open_linear, read_linear
 from edgellm.formats.quantization import LinearScheme, QuantizationConfig, read_quantization
@@ -32,6 +33,7 @@ __all__ = [
     "bfloat16_to_float32",
     "compressed_tensors",
     "describe_linear",
+    "fingerprint",
     "float32_to_bfloat16",
     "gptq",
     "is_side_file",

@@ -54,6 +54,17 @@ class SafetensorsFile:
         row_bytes = info.nbytes // max(info.shape[0], 1)
         return self._read(name, (last - first, *info.shape[1:]), first * row_bytes)
 
+    def read_into(self, name: str, begin: int, target: np.ndarray) -> None:
+        """Fill `target`, uint8, with the tensor's bytes from `begin` on. Raises `ModelError`, also past its end."""
+        if begin + len(target) > self.header.tensors[name].nbytes:
+            raise ModelError("the tensor ends before what is read of it", file=self.path, key=name)
+        with self._lock:
+            self._fill(memoryview(target), self.begin(name) + begin, key=name)
+
+    def begin(self, name: str) -> int:
+        """Where the tensor's bytes begin in the file."""
+        return self._data_begin + self.header.begins[name]
+
     def _read(self, name: str, shape: tuple[int, ...], begin: int) -> np.ndarray:
         """An array of that shape from byte `begin` of the tensor on."""
         try:
@@ -64,7 +75,7 @@ class SafetensorsFile:
         if array.nbytes:
             view = memoryview(array.reshape(-1).view(np.uint8))
             with self._lock:
-                self._fill(view, self._data_begin + self.header.begins[name] + begin, key=name)
+                self._fill(view, self.begin(name) + begin, key=name)
         return array
 
     def close(self) -> None:

@@ -48,8 +48,24 @@ def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, row
             )
     decoder, risky = table.get("decoder"), may_panic(table.get("normalizer"), table.get("pre_tokenizer"))
     return LibraryTokenizer(
-        library, kind=JSON_FILE, file=file, rows=rows, config=config, decoder=decoder, may_panic=risky
+        library,
+        kind=JSON_FILE,
+        file=file,
+        rows=rows,
+        config=config,
+        decoder=decoder,
+        vocabulary=_vocabulary(table.get("model")),
+        may_panic=risky,
     )
+
+
+def _vocabulary(model: Any) -> dict[str, int] | None:
+    """The model's own tokens where tokenizer.json has them as a table; the library takes as long for a copy of its own
+    as Python for the whole file."""
+    match model:
+        case {"type": "BPE" | "WordLevel" | "WordPiece", "vocab": dict(vocabulary)}:
+            return vocabulary
+    return None
 
 
 def load_vocab_and_merges(files: SideFiles, config: TokensConfig, rows: int | None) -> LibraryTokenizer:

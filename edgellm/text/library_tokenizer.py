@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import TokenizerError
@@ -24,7 +24,8 @@ class LibraryTokenizer(Tokenizer):
     `CLOSE`: so the library itself treats everything around true added tokens (stripping, normalizing a piece at a
     time, the prefix of the first word), while nothing a person writes can be one.
 
-    `may_panic` says that an expression of the model may backtrack until the library gives up, see `panics`.
+    `vocabulary` is the model's, without its added tokens, where somebody has it at hand. `may_panic` says that an
+    expression of the model may backtrack until the library gives up, see `panics`.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class LibraryTokenizer(Tokenizer):
         rows: int | None,
         config: TokensConfig,
         decoder: Any,
+        vocabulary: Mapping[str, int] | None = None,
         may_panic: bool = False,
     ) -> None:
         self.kind = kind
@@ -45,7 +47,9 @@ class LibraryTokenizer(Tokenizer):
             _add_missing(library, config, file)
         added = [_described(token_id, token) for token_id, token in library.get_added_tokens_decoder().items()]
         self._decoder = PieceDecoder(decoder, file)
-        vocabulary = library.get_vocab(with_added_tokens=True)
+        if vocabulary is None:
+            vocabulary = library.get_vocab(with_added_tokens=False)
+        vocabulary = {**vocabulary, **{token.content: token.id for token in added}}
         ids = set(vocabulary.values())
         if len(ids) != len(vocabulary) or not ids:
             raise TokenizerError("two tokens have the same id" if ids else "vocabulary is empty", file=file)

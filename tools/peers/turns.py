@@ -79,6 +79,7 @@ def _take_once(python: Path, worker: str, job: dict[str, Any]) -> Turn:
     _read_files(Path(job["model"]))
     command = [str(python), "-m", f"tools.peers.workers.{worker}", json.dumps(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, as those of the peers
     before, start = quiet.now(), time.monotonic()
     try:
         done = subprocess.run(

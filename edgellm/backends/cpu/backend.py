@@ -8,9 +8,9 @@ from edgellm.backends.cpu.attention import attention_scratch, partial_width
 from edgellm.backends.cpu.attention_plan import most_partials
 from edgellm.backends.cpu.cache import cache_nbytes
 from edgellm.backends.cpu.cores import choose_threads, detect
+from edgellm.backends.cpu.kept import load_packed
 from edgellm.backends.cpu.linear_tiles import padded_columns
 from edgellm.backends.cpu.lower import check_ops
-from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.backends.cpu.packed_plan import HEAD_BITS, STORED_NAMES, plan_packing
 from edgellm.backends.cpu.runner import CpuRunner
 from edgellm.backends.cpu.team import Team
@@ -52,7 +52,7 @@ class CpuBackend:
         lm_head: str = "int8",
         activations: str = "auto",
     ) -> CpuRunner:
-        """Read and pack every weight, start the threads and compile what is not compiled yet.
+        """Pack every weight or read what was packed before, start the threads and compile what is not compiled yet.
 
         Args:
             lm_head: how an unquantized lm_head and the embedding are stored: "int8" in groups of 128, "int4" in groups
@@ -70,7 +70,7 @@ class CpuBackend:
             if value not in self.options[key]:
                 raise UsageError("no such choice", key=key, found=value, allowed=", ".join(self.options[key]))
         check_ops(program)
-        packed = PackedWeights(program, weights, lm_head, progress, choose_threads(threads, detect())[0])
+        packed = load_packed(program, weights, lm_head, progress, choose_threads(threads, detect())[0])
         planes, precision = TWO_PLANES_UP_TO[activations], {"activations": activations}
         runner = CpuRunner(program, packed, Team(threads), self.prefill_chunk, planes, precision)
         runner.warm_up()

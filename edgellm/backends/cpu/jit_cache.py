@@ -139,7 +139,6 @@ class KernelCache:
                     continue
                 from numba.core.compiler import CompileResult
 
-                target_context.refresh()
                 result = CompileResult._rebuild(target_context, *pickle.loads(payload))
             except Exception as error:
                 _log.debug("%s is damaged: %r", path, error)

@@ -134,7 +134,7 @@ def require_trusted(found: os.stat_result, path: Path) -> None:
 def _create(root: Path) -> Path:
     folder = root / digest()
     if not folder.is_dir():
-        _require_own_home(root)
+        require_own_home(root)
         os.makedirs(root.parent, mode=0o700, exist_ok=True)
         for level in (root, folder):
             with contextlib.suppress(FileExistsError):
@@ -147,7 +147,7 @@ def _create(root: Path) -> Path:
     return folder
 
 
-def _require_own_home(root: Path) -> None:
+def require_own_home(root: Path) -> None:
     """Root must not leave folders in a user's home that the user could not write to afterwards."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return

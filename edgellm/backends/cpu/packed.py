@@ -48,18 +48,36 @@ class PackedLinear:
     permutation: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
 class PackedWeights:
-    """The arena and what lies where in it.
+    """The packed weights of a model and what lies where in them.
+
+    Attributes:
+        data: uint8, the arena; may be longer than what is in use.
+        nbytes: in use.
+        linears: by name; "embed_tokens" among them, and "lm_head" is the same one where it is tied.
+        vectors: offset of each norm's float32 numbers, by name.
+    """
+
+    data: np.ndarray
+    nbytes: int
+    linears: dict[str, PackedLinear]
+    vectors: dict[str, int]
+
+    def describe_head(self) -> dict[str, str | int]:
+        """What the lm_head is stored as, "int4", "int8" or "float16", and its bytes, which every token reads."""
+        layout = self.linears["lm_head"].layout
+        return {"lm_head": STORED_NAMES[layout.kind], "lm_head_bytes": layout.nbytes}
+
+
+def pack_weights(
+    program: Program, weights: Weights, head: str = "int8", progress: Progress | None = None, threads: int = 1
+) -> PackedWeights:
+    """Read all weights that a program needs and pack them.
 
     A dense weight is read in pieces of rows, a quantized one as it is stored, without a byte a code; what is held
     beside the arena at any time is a piece a thread, or a quantized linear a thread, never more than the largest tensor
     of the file.
-
-    Attributes:
-        data: uint8, the arena.
-        linears: by name; "embed_tokens" among them, and "lm_head" is the same one where it is tied.
-        vectors: offset of each norm's float32 numbers, by name.
-        nbytes: in use.
 
     Args:
         program: what is needed.
@@ -73,19 +91,18 @@ class PackedWeights:
         OutOfMemoryError: there is no memory for them.
         UsageError: no such head.
     """
+    packer = _Packer(program, weights, head, progress, threads)
+    return PackedWeights(packer.arena.bytes, packer.arena.used_bytes, packer.linears, packer.vectors)
 
-    def __init__(
-        self,
-        program: Program,
-        weights: Weights,
-        head: str = "int8",
-        progress: Progress | None = None,
-        threads: int = 1,
-    ) -> None:
+
+class _Packer:
+    """Packs all weights of a program; the arguments are those of `pack_weights`."""
+
+    def __init__(self, program: Program, weights: Weights, head: str, progress: Progress | None, threads: int) -> None:
         self._weights = weights
         self._plan = plan_packing(program, weights, head)
         total = self._plan.nbytes
-        self._arena = Arena(total)
+        self.arena = Arena(total)
         self.linears: dict[str, PackedLinear] = {}
         self.vectors: dict[str, int] = {}
         self._dense: list[_Dense] = []
@@ -97,20 +114,6 @@ class PackedWeights:
                 self._finish(dense)
         if progress is not None:
             progress(total, total)
-        del self._weights, self._plan, self._dense, self._jobs
-
-    @property
-    def data(self) -> np.ndarray:
-        return self._arena.bytes
-
-    @property
-    def nbytes(self) -> int:
-        return self._arena.used_bytes
-
-    def describe_head(self) -> dict[str, str | int]:
-        """What the lm_head is stored as, "int4", "int8" or "float16", and its bytes, which every token reads."""
-        layout = self.linears["lm_head"].layout
-        return {"lm_head": STORED_NAMES[layout.kind], "lm_head_bytes": layout.nbytes}
 
     def _named(self, name: str, work: Callable[..., None], *args: object) -> None:
         try:
@@ -122,7 +125,7 @@ class PackedWeights:
         """Take a weight's place, and have it packed."""
         weights = self._weights
         if spec.kind == "vector":
-            self.vectors[name] = self._arena.put(weights.vector(name))
+            self.vectors[name] = self.arena.put(weights.vector(name))
         elif name == "lm_head" and weights.lm_head_is_embedding:
             self.linears[name] = self.linears["embed_tokens"]
         elif weights.is_dense(name):
@@ -156,16 +159,16 @@ class PackedWeights:
 
     def _place(self, name: str, layout: LinearLayout, permutation: np.ndarray | None) -> np.ndarray:
         """Where a weight goes, its bias put behind it."""
-        offset = self._arena.take(layout.nbytes)
+        offset = self.arena.take(layout.nbytes)
         bias, bias_at = None, None
         if self._weights.program.weights[name].kind == "linear":
             bias = self._weights.bias(name)
         if bias is not None:
             padded = np.zeros(layout.blocks * layout.lanes, np.float32)
             padded[: len(bias)] = bias
-            bias_at = self._arena.put(padded)
+            bias_at = self.arena.put(padded)
         self.linears[name] = PackedLinear(layout, offset, dense_factor(layout), bias_at, permutation)
-        return self.data[offset : offset + layout.nbytes]
+        return self.arena.bytes[offset : offset + layout.nbytes]
 
     def _pack_pieces(self, dense: _Dense, factor: float, *, counts: bool = True) -> None:
         layout = dense.layout

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.backends.cpu.packed import PackedWeights
+from edgellm.backends.cpu.packed import PackedWeights, pack_weights
 from edgellm.backends.cpu.packed_plan import dense_bits, plan_packing
 from edgellm.backends.cpu.packing import factor_fits, layout_of, pack_linear, unpack_linear
 from edgellm.backends.cpu.packing_jobs import PackingJobs
@@ -54,7 +54,7 @@ def synthetic(folder: Path, storage: str = "gptq", **config: object) -> Path:
 
 def pack(folder: Path, head: str = "int8", threads: int = 1, progress=None) -> PackedWeights:
     with open_model(folder) as model:
-        return PackedWeights(fuse(model.weights.program), model.weights, head, progress, threads)
+        return pack_weights(fuse(model.weights.program), model.weights, head, progress, threads)
 
 
 def weight_in(packed: PackedWeights, name: str) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_a_truncated_file_names_the_tensor(threads: int, tmp_path: Path) -> None
         data = file.read_bytes()
         file.write_bytes(data[: len(data) // 2])
         with pytest.raises(ModelError, match="changed"):
-            PackedWeights(fuse(model.weights.program), model.weights, "int8", None, threads)
+            pack_weights(fuse(model.weights.program), model.weights, "int8", None, threads)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -153,7 +153,7 @@ def test_no_memory_for_a_piece_names_the_weight(threads: int, tmp_path: Path, mo
     with open_model(synthetic(tmp_path)) as model:
         monkeypatch.setattr(type(model.weights), "rows", refuse)
         with pytest.raises(OutOfMemoryError, match="embed_tokens"):
-            PackedWeights(fuse(model.weights.program), model.weights, "int8", None, threads)
+            pack_weights(fuse(model.weights.program), model.weights, "int8", None, threads)
 
 
 def test_jobs_after_an_error_are_dropped() -> None:
@@ -239,13 +239,13 @@ LOAD = """
 import json, sys
 import edgellm
 from edgellm.api import memory
-from edgellm.backends.cpu.packed import PackedWeights
+from edgellm.backends.cpu.packed import pack_weights
 from edgellm.formats import QuantizedTensor
 from edgellm.model import fuse, open_model
 small, large = sys.argv[1:]
 def pack(folder):
     with open_model(folder) as model:
-        return PackedWeights(fuse(model.weights.program), model.weights, "int8", None, 2)
+        return pack_weights(fuse(model.weights.program), model.weights, "int8", None, 2)
 pack(small)  # modules and kernels
 before = memory.resident_bytes()
 packed = pack(large)

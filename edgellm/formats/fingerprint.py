@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from edgellm.formats import Checkpoint
+from edgellm.formats.checkpoint import Checkpoint
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096

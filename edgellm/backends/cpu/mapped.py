@@ -1,0 +1,63 @@
+"""A file's bytes where the system's cache holds them, if it holds them in large pages.
+
+Recent Linux kernels do, on some file systems. A start then takes neither memory nor a copy (0.8 GB: 0.06 s, where fresh
+memory took 0.1 to 1.8 s on a virtual machine that had given its free memory back), and decode reads as fast as from
+memory of its own. From small pages it is up to a quarter slower: there nothing is mapped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+
+#: Share of a mapping that is in pages of 2 MiB where its file is kept in large pages at all. The rest is in large pages
+#: that are not aligned to 2 MiB.
+_LARGE_SHARE = 0.25
+
+
+def map_large(path: Path, begin: int, nbytes: int) -> np.ndarray | None:
+    """uint8 [nbytes], the file's bytes from `begin` on; None where the system has them in small pages or cannot tell.
+
+    Nobody may write to it, though NumPy would let them: kernels are compiled for arrays that can be written. The file
+    must be one that nobody truncates, a private one that is only ever replaced: reading behind its end would end the
+    process.
+    """
+    if not hasattr(mmap, "MAP_POPULATE") or not nbytes:
+        return None
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_size < begin + nbytes:
+            return None
+        mapping = mmap.mmap(descriptor, begin + nbytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    address = np.frombuffer(mapping, np.uint8).ctypes.data
+    if _large_bytes(address) < _LARGE_SHARE * nbytes:
+        return None
+    memory = (ctypes.c_uint8 * nbytes).from_address(address + begin)
+    memory.mapping = mapping  # lives as long as the array does
+    return np.ctypeslib.as_array(memory)
+
+
+def _large_bytes(address: int) -> int:
+    """Bytes of the mapping at `address` that are in pages of 2 MiB; 0 where the system does not say."""
+    try:
+        with open("/proc/self/smaps") as lines:
+            for line in lines:
+                if line.startswith(f"{address:x}-"):
+                    break
+            for line in lines:
+                name, _, rest = line.partition(":")
+                if name == "FilePmdMapped":
+                    return int(rest.split()[0]) << 10
+                if name == "VmFlags":
+                    break
+    except (OSError, ValueError):
+        return 0
+    return 0
