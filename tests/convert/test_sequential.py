@@ -50,7 +50,7 @@ def test_several_passes_give_what_one_gives(name: str, monkeypatch: pytest.Monke
                 tap = lambda names, x, seen=seen: seen.setdefault(names, []).append(x.copy())  # noqa: E731
                 stretch.run_all({"x": hidden}, hidden, tap)
         found.append([hidden.read(0, 6).copy(), *(np.concatenate(parts) for parts in seen.values())])
-    assert len(found[0]) == 1 + len(seen) == 5
+    assert len(found[0]) == 1 + len(seen) >= 5  # q k v, o, gate up, down, and what follows the layer
     for one, several in zip(*found, strict=True):
         np.testing.assert_allclose(several, one, rtol=0, atol=1e-5 * np.abs(one).max())
 
