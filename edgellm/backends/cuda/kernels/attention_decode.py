@@ -16,8 +16,8 @@ in memory; `step` 0 then takes the tokens of record 0 as rows, few of a prefill 
 
 Grid: splits, KV heads * tiles of query heads (ceil(group / heads)), rows. Bytes: two rows of the cache a key, once a
 tile. A split has ceil(keys / splits) keys, at least `SPLIT_KEYS`; those without keys end at once. With `combine` the
-last block of a row and tile, found by `counters` (u32 [rows][grid y], zeros), writes `out`; otherwise `sums` and `stats`
-are left to whoever reads them.
+last block of a row and tile, found by `counters` (u32 [rows][grid y], zeros), writes `out`; otherwise `sums` and
+`stats` are left to whoever reads them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from edgellm.backends.cuda.kernels.partials import DECODE_HEADS, DECODE_LANES, E
 from edgellm.backends.cuda.kernels.record import COUNT, END, EVICTED, RECORD_WORDS, SINKS, SLOT
 from edgellm.backends.cuda.kernels.stored import STORAGES
 from edgellm.backends.cuda.kernels.visible import later_run, oldest_of, row_of, sinks_run
-from edgellm.backends.cuda.ptx import cuda, device, f32, rcp, u32, u64
+from edgellm.backends.cuda.ptx import cuda, f32, rcp, u32, u64
+from edgellm.backends.cuda.ptx.routine import routine
 
 _WARPS = 4
 _PADDING = u32(DEPTH_ALIGNMENT - 1)
@@ -80,7 +81,7 @@ _PARAMETERS = (
 
 
 def _stage_queries(heads: int, width: int) -> Any:
-    @device
+    @routine
     def stage_queries(
         stage,
         q,
@@ -100,7 +101,7 @@ def _stage_queries(heads: int, width: int) -> Any:
         lane,
         warp,
     ):
-        """The block's queries into shared memory: by position from 0 on and, once tokens have left, by number behind."""
+        """The block's queries into shared memory: by position and, once tokens have left, behind them by number."""
         head = warp
         while head < u32(heads):
             at = u32(head * u32(width))
@@ -126,7 +127,7 @@ def _stage_own(storage: str, heads: int, width: int) -> Any:
     round_head = STORAGES[storage].round
     own_key, own_value = u32(2 * heads * width), u32((2 * heads + 1) * width)
 
-    @device
+    @routine
     def stage_own(
         stage,
         k,
@@ -167,7 +168,7 @@ def _stage_own(storage: str, heads: int, width: int) -> Any:
 def _write(heads: int, width: int) -> Any:
     total_of = sum_warps(_WARPS, heads, width)
 
-    @device
+    @routine
     def write(
         gather,
         flag,
@@ -285,8 +286,8 @@ def _declare(storage: str, lanes: int, heads: int) -> Kernel:
 
         source = u32(row * q_stride + first_head * head_dim)
         stage_queries(
-            stage, q, numbered, q_weight, turns, source, here, head_dim, half, number, evicted, fused, norm, eps, offset,
-            lane, warp,
+            stage, q, numbered, q_weight, turns, source, here, head_dim, half, number, evicted, fused, norm, eps,
+            offset, lane, warp,
         )  # fmt: skip
         owner = fused != u32(0) and split == u32(0)
         if owner:

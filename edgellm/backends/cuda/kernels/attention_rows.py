@@ -17,7 +17,8 @@ from typing import Any
 
 from edgellm.backends.cuda.kernels.stored import STORAGES
 from edgellm.backends.cuda.kernels.visible import wrapped
-from edgellm.backends.cuda.ptx import cuda, device, ex2, f32, fma, fmax, shfl_xor, tanh, u32, u64
+from edgellm.backends.cuda.ptx import cuda, ex2, f32, fma, fmax, shfl_xor, tanh, u32, u64
+from edgellm.backends.cuda.ptx.routine import routine
 
 _EIGHT = u32(8)
 
@@ -33,7 +34,7 @@ class RowAttention:
 
 
 def row_attention(storage: str, lanes: int, heads: int, unroll: int, warps: int) -> RowAttention:
-    """The functions for `lanes` lanes a row, `heads` query heads, `unroll` rows at once a lane, `warps` warps a block."""
+    """The functions for `lanes` lanes a row, `heads` query heads, `unroll` rows a lane at once, blocks of `warps`."""
     return RowAttention(
         _load_queries(lanes, heads),
         _absorb_run(storage, lanes, heads, unroll, warps),
@@ -45,7 +46,7 @@ def row_attention(storage: str, lanes: int, heads: int, unroll: int, warps: int)
 def _load_queries(lanes: int, heads: int) -> Any:
     width = u32(8 * lanes)
 
-    @device
+    @routine
     def load_queries(query, stage, at, first, factor):
         """The lane's elements, from `first` on, of the heads that lie at stage[at], times factor."""
         for h in range(u32(heads)):
@@ -58,7 +59,7 @@ def _load_queries(lanes: int, heads: int) -> Any:
 def _finish_scores(lanes: int, count: int) -> Any:
     lane_bits = lanes.bit_length() - 1
 
-    @device
+    @routine
     def finish_scores(score, cap):
         """Sum `count` dot products over the lanes of a row, and apply the softcap."""
         for i in range(u32(count)):
@@ -79,7 +80,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
     finish_scores = _finish_scores(lanes, unroll * heads)
     scores, loaded = unroll * heads, 4 * unroll
 
-    @device
+    @routine
     def load_rows(memory, loaded_words, at, u):
         a, b, c, d = words(memory, at)
         loaded_words[u * u32(4)] = a
@@ -87,7 +88,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
         loaded_words[u * u32(4) + u32(2)] = c
         loaded_words[u * u32(4) + u32(3)] = d
 
-    @device
+    @routine
     def unpack(row, loaded_words, u):
         w = u * u32(4)
         a, b, c, d, e, f, g, h = floats(
@@ -95,7 +96,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
         )
         row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7] = a, b, c, d, e, f, g, h
 
-    @device
+    @routine
     def absorb(score, value_scale, value_words, row, ok, query, weighted, largest, mass):
         for h in range(u32(heads)):
             most = largest[h]
@@ -117,7 +118,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
                     i = h * _EIGHT + e
                     weighted[i] = fma(score[u * u32(heads) + h], row[e], weighted[i])
 
-    @device
+    @routine
     def absorb_run(
         keys, values, key_scales, value_scales, query, weighted, largest, mass, places, begin, stop, lane, warp, cap
     ):
@@ -162,7 +163,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
 def _absorb_own(lanes: int, heads: int) -> Any:
     finish_scores = _finish_scores(lanes, heads)
 
-    @device
+    @routine
     def absorb_own(query, weighted, largest, mass, stage, key, value, first, lane, cap):
         """Take in one row that lies in shared memory, key at stage[key], value at stage[value]; for the first group."""
         score = cuda.local.array(heads, f32)
@@ -188,7 +189,7 @@ def _absorb_own(lanes: int, heads: int) -> Any:
 def _merge_groups(lanes: int, heads: int) -> Any:
     group_bits = (32 // lanes).bit_length() - 1
 
-    @device
+    @routine
     def merge_groups(weighted, largest, mass):
         """Put the groups of the warp together, in every lane."""
         for step in range(group_bits):
