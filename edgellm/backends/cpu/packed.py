@@ -139,6 +139,8 @@ class _Packer:
             self._jobs.drain()
             whole = self._weights.linear(name).dequantize()
             self._begin_dense(name, layout, lambda first, last: whole[first:last])
+            self._jobs.drain()
+            self._finish(self._dense.pop())  # at once: what is kept for later keeps its source
             return
         place = self._place(name, layout, weight.permutation)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,26 @@ def test_groups_that_no_group_in_memory_divides_become_dense(tmp_path: Path) -> 
         expected = model.weights.linear(name).dequantize()
     assert packed.linears[name].layout.bits == 16
     assert np.abs(weight_in(packed, name) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_weight_at_a_time_is_held_whole(threads: int, tmp_path: Path, monkeypatch) -> None:
+    held: list[weakref.ref] = []
+    most = 0
+    dequantize = QuantizedTensor.dequantize
+
+    def counted(weight: QuantizedTensor) -> np.ndarray:
+        nonlocal most
+        whole = dequantize(weight)
+        held.append(weakref.ref(whole))
+        most = max(most, sum(reference() is not None for reference in held))
+        return whole
+
+    folder = make_synthetic(CONFIG, tmp_path / "model", replace(STORAGES["gptq"], group_size=8), tokenizer=False)
+    monkeypatch.setattr(QuantizedTensor, "dequantize", counted)
+    pack(folder, threads=threads)
+    assert len(held) == 7 * CONFIG["num_hidden_layers"]
+    assert most == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
