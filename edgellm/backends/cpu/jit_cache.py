@@ -138,7 +138,11 @@ class KernelCache:
                 if payload is None:
                     continue
                 from numba.core.compiler import CompileResult
+                from numba.core.runtime import rtsys
 
+                # Of `target_context.refresh()`, which numba calls here, code that is compiled needs this alone: the
+                # functions that count references. The rest (0.2 s) is for compiling, and called again there.
+                rtsys.initialize(target_context)
                 result = CompileResult._rebuild(target_context, *pickle.loads(payload))
             except Exception as error:
                 _log.debug("%s is damaged: %r", path, error)

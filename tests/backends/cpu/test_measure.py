@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ from edgellm.backends.slots import SlotState
 from edgellm.errors import BackendUnavailable, OutOfMemoryError
 from edgellm.model import fuse, open_model
 from edgellm.simd import F32_LANES
+from tests.backends.cpu.kernels import WITHOUT_JIT
 from tests.backends.running import geometry
 from tests.golden_models import GOLDEN_FOLDER
 
@@ -31,6 +35,14 @@ def test_limits_of_a_team(monkeypatch) -> None:
         assert yardstick.read_bandwidth(0.0) > 0
         assert yardstick.integer_peak(0.0) > 0
         np.testing.assert_array_equal(yardstick._out, 3 * 4)  # of 1 times 1, four to a lane
+
+
+@pytest.mark.skipif(WITHOUT_JIT, reason="there is nothing to load from the cache")
+def test_kernels_of_the_cache_run_in_a_process_that_compiles_nothing() -> None:
+    """Kernels that count references to slices, the only part of numba's runtime that compiled code needs."""
+    code = "from edgellm.backends.cpu.measure import Yardstick\nwith Yardstick(2, 1 << 16) as y: y.read_bandwidth(0.0)"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_float_products_are_computed() -> None:
