@@ -35,7 +35,7 @@ class CudaCache:
         num_slots: slots.
         layers: where each layer's arrays lie.
         nbytes: of device memory held.
-        steps: what the runner prepared for this cache, launches with its addresses in them.
+        steps: what the runner made ready for this cache, launches with its addresses in them; None until it did.
 
     Raises:
         OutOfMemoryError: the device has no memory for it.
@@ -46,7 +46,7 @@ class CudaCache:
         check_dtype(geometry.dtype)
         self.geometry = geometry
         self.num_slots = num_slots
-        self.steps: dict[Any, Any] = {}
+        self.steps: Any = None
         self._device, self._stream = device, stream
         self._pool = Pool(device, "the cache")
         self.layers = tuple(self._allocate(layer) for layer in range(len(geometry.windows)))

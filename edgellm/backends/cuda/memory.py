@@ -72,7 +72,7 @@ class HostBuffer:
     """Page-locked host memory, mapped into the device: copies from it do not wait, and kernels can write to it.
 
     Attributes:
-        array: uint8 [nbytes].
+        array: uint8 [nbytes]; the memory stays as long as an array of it.
         device_address: where kernels see it.
 
     Raises:
@@ -83,9 +83,10 @@ class HostBuffer:
         calls = device.driver
         with device:
             address = calls.new_handle("cuMemHostAlloc", nbytes, _HOST_MAPPED)
-            weakref.finalize(self, _free_host, device, address).atexit = False
+            memory = (ctypes.c_uint8 * nbytes).from_address(address)
+            weakref.finalize(memory, _free_host, device, address).atexit = False  # arrays keep `memory`
             self.device_address = calls.new_handle("cuMemHostGetDevicePointer_v2", address, 0)
-        self.array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        self.array = np.ctypeslib.as_array(memory)
 
 
 def _free_all(device: Device, addresses: list[int]) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgellm.backends.cuda.device import Device
+from edgellm.backends.cuda.kernels.turns import turn_words
 from edgellm.backends.cuda.layout import LinearLayout
-from edgellm.backends.cuda.matrices import STORED_NAMES, MatrixPlan, plan_matrices
-from edgellm.backends.cuda.memory import Pool
+from edgellm.backends.cuda.matrices import STORED_NAMES, MatrixPlan
+from edgellm.backends.cuda.memory import ALIGNMENT, BLOCK, Pool
 from edgellm.backends.cuda.packing import PackedLinear, pack_linear, slot_of
 from edgellm.backends.cuda.stream import Stream
 from edgellm.backends.interface import Progress
 from edgellm.formats import QuantizedTensor
 from edgellm.model.program import Program
+from edgellm.model.rope import Rope
 from edgellm.model.weights import Weights
 
+_NUMBER_BYTES = 4
 _HEAD = "lm_head"
 _EMBEDDING = "embed_tokens"
 
@@ -56,18 +60,22 @@ class DeviceWeights:
     Raises:
         ModelError: a tensor is damaged.
         OutOfMemoryError: the device has no memory for them.
-        UsageError: no such `head`, see `matrices.HEAD_BITS`.
     """
 
     def __init__(
-        self, device: Device, program: Program, weights: Weights, head: str, progress: Progress | None = None
+        self,
+        device: Device,
+        program: Program,
+        weights: Weights,
+        plans: Sequence[MatrixPlan],
+        progress: Progress | None = None,
     ) -> None:
         self._pool = Pool(device, "the weights")
         self._stream = Stream(device)
         self._orders: dict[bytes, int] = {}
+        self._turns: dict[Rope, int] = {}
         self.matrices: dict[str, Matrix] = {}
         self.vectors: dict[str, int] = {}
-        plans = plan_matrices(program, weights, head)
         total, done = sum(plan.layout.nbytes for plan in plans), 0
         with device:
             for name, spec in program.weights.items():
@@ -92,6 +100,12 @@ class DeviceWeights:
             return {}
         layout = self.matrices[_HEAD].layout
         return {"lm_head": STORED_NAMES[layout.bits], "lm_head_bytes": layout.nbytes}
+
+    def turns(self, rope: Rope) -> int:
+        """Where a rotation's words lie (`kernels/turns.py`), u64 [rotary_dim / 2]."""
+        if rope not in self._turns:
+            self._turns[rope] = self.put(turn_words(rope.inv_freq()))
+        return self._turns[rope]
 
     def put(self, array: np.ndarray) -> int:
         """Where a copy of `array` lies, for as long as the weights do."""
@@ -145,3 +159,16 @@ def _read(weights: Weights, name: str) -> QuantizedTensor | np.ndarray:
     if name == _EMBEDDING or (name == _HEAD and weights.lm_head_is_embedding):
         return weights.embedding()
     return weights.linear(name)
+
+
+def vectors_nbytes(program: Program) -> int:
+    """Bytes that the norms' weights take on the device."""
+    sizes = [4 * spec.shape[0] for spec in program.weights.values() if spec.kind == "vector"]
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes) + BLOCK
+
+
+def loading_nbytes(plans: Sequence[MatrixPlan]) -> int:
+    """The most that packing one matrix holds of this machine's memory."""
+    return max(
+        (_NUMBER_BYTES * 2 * plan.layout.row_tiles * 16 * plan.layout.padded_inputs for plan in plans), default=0
+    )

@@ -1,0 +1,124 @@
+"""Launches of matrix products: which kernel, how many blocks, how the work is split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm.backends.cuda.calls import Call
+from edgellm.backends.cuda.kernels import linear_flags as flags
+from edgellm.backends.cuda.space import View
+from edgellm.backends.cuda.upload import Matrix
+
+#: Of the decode kernels: warps a block, inputs of a step, inputs times tokens that a block holds in shared memory.
+_WARPS, _STEP, _CHUNK = 16, 128, 8192
+#: Inputs that a block of the embedding's kernel has.
+_EMBEDDED = 1024
+#: Tokens that the decode kernels take at most.
+GEMV_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a product has around it, see `kernels/linear_flags.py`.
+
+    Attributes:
+        norm: address of an RMSNorm's weight, 0 without; with `eps` and `offset`.
+        adds: the output is added to.
+        multiplier: of the product.
+        softcap: of the output, 0 without.
+        act: of a paired matrix, by its name in config.json.
+    """
+
+    norm: int = 0
+    eps: float = 0.0
+    offset: float = 0.0
+    adds: bool = False
+    multiplier: float = 1.0
+    softcap: float = 0.0
+    act: str | None = None
+
+
+def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, multiprocessors: int, op: int) -> Call:
+    """y = W x for up to `GEMV_TOKENS` rows."""
+    layout = matrix.layout
+    tokens = 4 if rows <= 4 else GEMV_TOKENS
+    name = f"gemv_w16_b{tokens}" if layout.bits == 16 else f"gemv_w{layout.bits}g{layout.group}_b{tokens}"
+    split_log = _split_log(layout.row_tiles, layout.steps, rows, multiprocessors)
+    split = 1 << split_log
+    blocks = min(-(-layout.row_tiles * split // _WARPS), multiprocessors)
+    chunk = _CHUNK // _STEP // rows // split * split
+    arguments = {
+        **_weights(matrix, x, around),
+        "x": x.address,
+        "out": out.address,
+        "batch": rows,
+        "x_stride": x.stride,
+        "out_stride": out.stride,
+        "split_log": split_log,
+        "chunk": min(chunk, -(-layout.steps // split) * split),
+    }
+    return Call(name, (blocks,), arguments, op)
+
+
+def embed(matrix: Matrix, ids: Mapping[str, int], out: View, rows: int, multiplier: float, op: int) -> Call:
+    """Rows of a packed table; `ids`: where the token ids stand, and how far apart."""
+    layout = matrix.layout
+    arguments = {
+        **ids,
+        "tiles": matrix.tiles,
+        "scales": matrix.scales,
+        "zeros": matrix.zeros,
+        "out": out.address,
+        "rows": layout.rows,
+        "inputs": layout.inputs,
+        "steps": layout.steps,
+        "group_log": layout.group.bit_length() - 1,
+        "out_stride": out.stride,
+        "zero": matrix.zero,
+        "flags": flags.OWN_ZEROS if layout.own_zeros else 0,
+        "factor": matrix.factor * multiplier,
+    }
+    return Call(f"embed_w{layout.bits}", (-(-layout.padded_inputs // _EMBEDDED), rows), arguments, op)
+
+
+def _split_log(row_tiles: int, steps: int, rows: int, multiprocessors: int) -> int:
+    """log2 of the warps on a tile: the fewest that give every warp of the device work, no more than there are steps."""
+    split_log = 0
+    most = min(steps, _WARPS, _CHUNK // _STEP // rows)
+    while 2 << split_log <= most and row_tiles << split_log < multiprocessors * _WARPS:
+        split_log += 1
+    return split_log
+
+
+def _weights(matrix: Matrix, x: View, around: Around) -> dict[str, Any]:
+    layout = matrix.layout
+    bits = flags.NORM if around.norm else 0
+    bits |= flags.ORDER if matrix.order else 0
+    bits |= flags.OWN_ZEROS if layout.own_zeros else 0
+    bits |= flags.BIAS if matrix.bias else 0
+    bits |= flags.RESIDUAL if around.adds else 0
+    bits |= flags.SOFTCAP if around.softcap else 0
+    bits |= flags.ACTIVATIONS[around.act] if around.act else 0
+    if not matrix.order and not (layout.inputs | x.stride) % 4 and not x.address % 16:
+        bits |= flags.VECTORS
+    return {
+        "tiles": matrix.tiles,
+        "scales": matrix.scales,
+        "zeros": matrix.zeros,
+        "bias": matrix.bias,
+        "norm": around.norm,
+        "order": matrix.order,
+        "rows": layout.rows // 2 if layout.paired else layout.rows,
+        "row_tiles": layout.row_tiles,
+        "inputs": layout.inputs,
+        "steps": layout.steps,
+        "zero": matrix.zero,
+        "flags": bits,
+        "factor": matrix.factor,
+        "multiplier": around.multiplier,
+        "eps": around.eps,
+        "offset": around.offset,
+        "softcap": around.softcap,
+    }

@@ -1,0 +1,239 @@
+"""From the program to launches: which ops one kernel does, with which buffers, weights and rows of the cache.
+
+Two kinds of steps. A *decode* step has one token of each of `rows` sequences; row s is record s's. A *prompt* step has
+`rows` tokens of one sequence, record 0's. Everything that changes from token to token stands in the records, so that
+the launches of a decode step, and their graph, stay the same.
+
+A decoder layer takes five launches in a decode step where the program allows:
+
+    norm + q/k/v | head norms + RoPE + cache + attention | o + residual | norm + gate/up + activation | down + residual
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm.backends.cuda.attention import Attention, AttentionScratch
+from edgellm.backends.cuda.cache import CudaCache
+from edgellm.backends.cuda.calls import Call, KernelSet
+from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TOKEN
+from edgellm.backends.cuda.linears import GEMV_TOKENS, Around, embed, gemv
+from edgellm.backends.cuda.space import Space, View
+from edgellm.backends.cuda.upload import DeviceWeights, Matrix
+from edgellm.model.program import Op, Program
+
+_ROW_THREADS = 256
+_HEAD_WARPS = 4
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """What launches need of a loaded model: its program, weights and scratch, the kernels and the device's size."""
+
+    program: Program
+    weights: DeviceWeights
+    space: Space
+    kernels: KernelSet
+    multiprocessors: int
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """A kind of step.
+
+    Attributes:
+        rows: tokens of it.
+        decode: each row is a sequence's; else all are one sequence's.
+        fused: ops share kernels; else every op of the program leaves its buffers, for a trace.
+    """
+
+    rows: int
+    decode: bool
+    fused: bool = True
+
+
+def lower(model: Model, cache: CudaCache, scratch: AttentionScratch, shape: StepShape) -> list[Call]:
+    """The launches of a step; those of the logits are `lower_logits`'."""
+    return _Lowering(model, cache, scratch, shape).lower()
+
+
+def lower_logits(model: Model, shape: StepShape, first: int, rows: int) -> list[Call]:
+    """The launches that make logits of the rows first .. first + rows - 1, up to `GEMV_TOKENS`, into `Space.logits`."""
+    ops = model.program.ops
+    index = next(number for number, op in enumerate(ops) if op.kind == "logits")
+    op, norm = ops[index], _norm_before(model.program, index) if shape.fused else None
+    source = model.space.buffers[(norm or op).inputs[0]]
+    out = View(model.space.logits, model.program.config.vocab_size, model.program.config.vocab_size)
+    around = Around(
+        **_norm_of(model, norm), multiplier=op.attributes["multiplier"], softcap=op.attributes["softcap"] or 0.0
+    )
+    x = _rows_from(source, first)
+    return [gemv(model.weights.matrices[op.weights[0]], x, out, rows, around, model.multiprocessors, index)]
+
+
+def _norm_before(program: Program, index: int) -> Op | None:
+    """The norm whose output the logits at `index` read, where nobody else does."""
+    norm = program.ops[index - 1] if index else None
+    if norm is None or norm.kind != "rms_norm" or norm.outputs != program.ops[index].inputs[:1]:
+        return None
+    return norm if norm.outputs != norm.inputs else None
+
+
+def _rows_from(view: View, first: int) -> View:
+    return View(view.address + _FLOAT_BYTES * view.stride * first, view.stride, view.width)
+
+
+def _norm_of(model: Model, norm: Op | None) -> dict[str, Any]:
+    if norm is None:
+        return {}
+    weight = model.weights.vectors[norm.weights[0]]
+    return {"norm": weight, "eps": norm.attributes["eps"], "offset": norm.attributes["offset"]}
+
+
+class _Lowering:
+    def __init__(self, model: Model, cache: CudaCache, scratch: AttentionScratch, shape: StepShape) -> None:
+        self.model, self.shape = model, shape
+        self.ops = model.program.ops
+        self.buffers = model.space.buffers
+        config, rows, decode = model.program.config, shape.rows, shape.decode
+        self.attention = Attention(config, model.weights, model.space, cache, scratch, rows, decode)
+        self.calls: list[Call] = []
+        self.norms: dict[str, Op] = {}  # by buffer: norms that the reader of the buffer does along the way
+
+    def lower(self) -> list[Call]:
+        index = 0
+        while index < len(self.ops):
+            op = self.ops[index]
+            index += getattr(self, f"_{op.kind}")(index, op)
+        return self.calls
+
+    def _call(self, kernel: str, grid: tuple[int, ...], op: int, **arguments: Any) -> None:
+        self.calls.append(Call(kernel, grid, arguments, op))
+
+    def _row_arguments(self) -> dict[str, int]:
+        return {"record": self.model.space.record, "step": int(self.shape.decode)}
+
+    def _inputs(self, index: int, op: Op) -> int:
+        """The runner uploads them."""
+        return 1
+
+    def _embed(self, index: int, op: Op) -> int:
+        matrix, space, out = self.model.weights.matrices[op.weights[0]], self.model.space, self.buffers[op.outputs[0]]
+        if self.shape.decode:
+            ids = {"token_ids": space.record + _FLOAT_BYTES * TOKEN, "id_stride": RECORD_WORDS}
+        else:
+            ids = {"token_ids": space.ids, "id_stride": 1}
+        self.calls.append(embed(matrix, ids, out, self.shape.rows, op.attributes["multiplier"], index))
+        return 1
+
+    def _rms_norm(self, index: int, op: Op) -> int:
+        source, target = self.buffers[op.inputs[0]], self.buffers[op.outputs[0]]
+        common = {"eps": op.attributes["eps"], "offset": op.attributes["offset"], **self._row_arguments()}
+        weight = self.model.weights.vectors[op.weights[0]]
+        group = op.attributes.get("group")
+        if group is None:
+            if self.shape.fused and self._read_by_products(index, op):
+                self.norms[op.outputs[0]] = op
+                return 1
+            arguments = {"x": source.address, "weight": weight, "out": target.address, "width": source.width}
+            self._call("rms_norm", (self.shape.rows,), index, **arguments, **common)
+            return 1
+        if self.shape.fused and (taken := self.attention.fused(self.ops, index)):
+            self.calls.append(taken.call)
+            return taken.ops
+        heads = source.width // group
+        grid = (-(-heads // _HEAD_WARPS), self.shape.rows)
+        arguments = {"x": source.address, "weight": weight, "out": target.address, "stride": source.stride}
+        self._call("rms_norm_heads", grid, index, **arguments, heads=heads, head_dim=group, **common)
+        return 1
+
+    def _read_by_products(self, index: int, op: Op) -> bool:
+        """Whether matrix products alone read what the norm writes, and its input stays until they have."""
+        target, source = op.outputs[0], op.inputs[0]
+        if target == source:
+            return False
+        for later in self.ops[index + 1 :]:
+            product = later.kind in ("linear", "logits") and later.inputs[0] == target
+            if target in later.inputs and (not product or target in later.inputs[1:]):
+                return False
+            if target in later.outputs:
+                return True
+            if source in later.outputs and self._read_again(later, target):
+                return False
+        return target != self.model.program.result
+
+    def _read_again(self, after: Op, name: str) -> bool:
+        at = next(number for number, op in enumerate(self.ops) if op is after)
+        for later in self.ops[at + 1 :]:
+            if name in later.inputs:
+                return True
+            if name in later.outputs:
+                return False
+        return False
+
+    def _around_norm(self, buffer: str) -> tuple[View, dict[str, Any]]:
+        """What a product reads for `buffer`: itself, or what its norm reads and the norm."""
+        norm = self.norms.get(buffer)
+        if norm is None:
+            return self.buffers[buffer], {}
+        return self.buffers[norm.inputs[0]], _norm_of(self.model, norm)
+
+    def _product(self, index: int, matrix: Matrix, x: View, out: View, around: Around) -> None:
+        for first in range(0, self.shape.rows, GEMV_TOKENS):
+            rows = min(GEMV_TOKENS, self.shape.rows - first)
+            part = (_rows_from(x, first), _rows_from(out, first))
+            self.calls.append(gemv(matrix, *part, rows, around, self.model.multiprocessors, index))
+
+    def _logits(self, index: int, op: Op) -> int:
+        """The runner takes the rows that are wanted."""
+        return 1
+
+    def _linear(self, index: int, op: Op) -> int:
+        x, norm = self._around_norm(op.inputs[0])
+        adds = bool(op.attributes.get("add"))
+        residual = {"adds": adds, "multiplier": op.attributes["multiplier"] if adds else 1.0}
+        left = list(op.weights)
+        while left:
+            matrix = self.model.weights.matrices[left[0]]
+            count = len(matrix.plan.names)
+            if matrix.plan.paired:
+                act = self.ops[index + 1]
+                out = self.buffers[act.outputs[0]]
+                self._product(index, matrix, x, out, Around(**norm, act=act.attributes["act"]))
+                return 2
+            out = self.buffers[op.outputs[len(op.weights) - len(left)]]
+            self._product(index, matrix, x, out, Around(**norm, **residual))
+            left = left[count:]
+        return 1
+
+    def _store_kv(self, index: int, op: Op) -> int:
+        if self.shape.fused and (taken := self.attention.fused(self.ops, index)):
+            self.calls.append(taken.call)
+            return taken.ops
+        self.calls.append(self.attention.store(op, index))
+        return 1
+
+    def _rope(self, index: int, op: Op) -> int:
+        self.calls.append(self.attention.rope(op, index))
+        return 1
+
+    def _attention(self, index: int, op: Op) -> int:
+        self.calls += self.attention.attend(op, index)
+        return 1
+
+    def _act_mul(self, index: int, op: Op) -> int:
+        gate, up, out = (self.buffers[name] for name in (*op.inputs, *op.outputs))
+        grid = (-(-out.width // _ROW_THREADS), self.shape.rows)
+        arguments = {"gate": gate.address, "up": up.address, "out": out.address, "stride": gate.stride}
+        name = f"act_mul_{op.attributes['act']}"
+        self._call(name, grid, index, **arguments, width=out.width, **self._row_arguments())
+        return 1
+
+    def _add(self, index: int, op: Op) -> int:
+        x, y = (self.buffers[name] for name in op.inputs)
+        count = x.stride * self.shape.rows
+        arguments = {"x": x.address, "y": y.address, "count": count, "multiplier": op.attributes["multiplier"]}
+        self._call("add", (-(-count // _ROW_THREADS),), index, **arguments)
+        return 1

@@ -1,0 +1,80 @@
+"""Step records from a batch, and how a batch is taken apart into steps that the kernels know."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.backends.cuda.kernels.record import (
+    COUNT,
+    END,
+    EVICTED,
+    MAX_BATCH,
+    RECORD_WORDS,
+    SINKS,
+    SLOT,
+    TOKEN,
+)
+from edgellm.backends.interface import Batch
+from edgellm.backends.slots import SlotState
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one step does of a batch: a token of each of several sequences, or some tokens of one.
+
+    Attributes:
+        decode: whether each row is a sequence's.
+        states: slot states before it.
+        rows: which tokens of the batch, ascending.
+        wanted: rows of this part whose logits are wanted, by their number in the part.
+    """
+
+    decode: bool
+    states: tuple[SlotState, ...]
+    rows: np.ndarray
+    wanted: np.ndarray
+
+
+def parts_of(batch: Batch, most: int) -> Iterator[Part]:
+    """The steps of a batch: tokens that are alone in their sequence, up to `MAX_BATCH` at a time, then the prompts, up
+    to `most` tokens at a time."""
+    spans = list(itertools.pairwise(batch.seq_starts.tolist()))
+    wanted = np.zeros(len(batch.token_ids), bool)
+    wanted[batch.logits_rows] = True
+    alone = [number for number, (first, last) in enumerate(spans) if last - first == 1]
+    for begin in range(0, len(alone), MAX_BATCH):
+        numbers = alone[begin : begin + MAX_BATCH]
+        rows = np.array([spans[number][0] for number in numbers])
+        yield Part(True, tuple(batch.states[number] for number in numbers), rows, np.flatnonzero(wanted[rows]))
+    for number, (first, last) in enumerate(spans):
+        if last - first == 1:
+            continue
+        state = batch.states[number]
+        for begin in range(first, last, most):
+            rows = np.arange(begin, min(begin + most, last))
+            yield Part(False, (state,), rows, np.flatnonzero(wanted[rows]))
+            state = state.extended(len(rows))
+
+
+def write_records(records: np.ndarray, part: Part, token_ids: np.ndarray) -> None:
+    """Fill `records`, uint32 [MAX_BATCH, RECORD_WORDS], for a part; token ids of a prompt stand elsewhere."""
+    records[:] = 0
+    for row, state in enumerate(part.states):
+        record = records[row]
+        record[TOKEN] = token_ids[part.rows[row]]
+        record[SLOT], record[END], record[EVICTED], record[SINKS] = state.slot, state.end, state.evicted, state.sinks
+        record[COUNT] = 1 if part.decode else len(part.rows)
+
+
+def records_in(host: np.ndarray) -> np.ndarray:
+    """The records in pinned memory, uint32 [MAX_BATCH, RECORD_WORDS]."""
+    return host[: 4 * MAX_BATCH * RECORD_WORDS].view(np.uint32).reshape(MAX_BATCH, RECORD_WORDS)
+
+
+def ids_in(host: np.ndarray) -> np.ndarray:
+    """The token ids of a prompt in pinned memory, uint32, behind the records."""
+    return host[4 * MAX_BATCH * RECORD_WORDS :].view(np.uint32)

@@ -1,0 +1,168 @@
+"""A loaded model on a GPU: a batch becomes steps, a decode step one graph that is replayed for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgellm.backends.cuda.cache import CudaCache
+from edgellm.backends.cuda.device import Device
+from edgellm.backends.cuda.linears import GEMV_TOKENS
+from edgellm.backends.cuda.lower import Model
+from edgellm.backends.cuda.records import Part, ids_in, parts_of, records_in, write_records
+from edgellm.backends.cuda.space import View
+from edgellm.backends.cuda.steps import Steps
+from edgellm.backends.cuda.stream import Stream
+from edgellm.backends.interface import Batch, Stopped, Trace
+from edgellm.backends.slots import CacheGeometry
+from edgellm.errors import EngineClosed, UsageError
+
+#: Steps of more tokens may take longer than a person waits for Ctrl-C.
+_LONG_STEP = 16
+
+
+class CudaRunner:
+    """See `interface.Runner`.
+
+    Args:
+        device, stream: of the model.
+        model: its program, weights, scratch and kernels.
+        precision: what `describe` says of it.
+    """
+
+    def __init__(self, device: Device, stream: Stream, model: Model, precision: Mapping[str, Any]) -> None:
+        self.program = model.program
+        self.weight_nbytes = model.weights.nbytes
+        self._device, self._stream, self._precision = device, stream, precision
+        self._model: Model | None = model
+        self._records = records_in(model.space.host.array)
+        self._ids = ids_in(model.space.host.array)
+        self._has_logits = any(op.kind == "logits" for op in model.program.ops)
+        config, buffers = model.program.config, model.space.buffers
+        self._width = config.vocab_size if self._has_logits else buffers[model.program.result].width
+
+    def describe(self) -> Mapping[str, Any]:
+        """What runs where."""
+        found = self._device.properties
+        return {
+            "backend": "cuda",
+            "device": f"cuda:{found.index} {found.name}",
+            "isa": found.architecture,
+            "threads": None,
+            "weights": "packed",
+            **self._precision,
+        }
+
+    def new_cache(self, geometry: CacheGeometry, num_slots: int) -> CudaCache:
+        """A cache with all slots empty. Raises `OutOfMemoryError`, `UsageError`."""
+        return CudaCache(self._device, self._stream, geometry, num_slots)
+
+    def run(
+        self, cache: CudaCache, batch: Batch, trace: Trace | None = None, stopped: Stopped | None = None
+    ) -> np.ndarray:
+        """One step; see `interface.Runner`."""
+        model = self._model
+        if model is None:
+            raise EngineClosed("the model was closed")
+        if cache.steps is None:
+            cache.steps = Steps(self._device, self._stream, model, cache)
+        answer = _Answer(batch, self._has_logits, self._width)
+        with self._device:
+            for part in parts_of(batch, model.space.rows):
+                write_records(self._records, part, batch.token_ids)
+                self._put_inputs(part, batch)
+                if part.decode:
+                    self._decode(cache.steps, part, answer)
+                else:
+                    self._ids[: len(part.rows)] = batch.token_ids[part.rows]
+                    self._prompt(cache.steps, part, answer, stopped)
+        return answer.values
+
+    def close(self) -> None:
+        """Free the weights and the scratch."""
+        if self._model is not None:
+            self._model.weights.close()
+            self._model.space.close()
+        self._model = None
+
+    def _decode(self, steps: Steps, part: Part, answer: _Answer) -> None:
+        rows = len(part.rows)
+        steps.decode(rows)
+        self._stream.wait()
+        if self._has_logits:
+            answer.put(part.rows[part.wanted], steps.host_logits(rows)[part.wanted])
+        else:
+            answer.put(part.rows, self._result_rows(rows))
+
+    def _prompt(self, steps: Steps, part: Part, answer: _Answer, stopped: Stopped | None) -> None:
+        rows = len(part.rows)
+        steps.prompt(rows)
+        if stopped is not None and rows > _LONG_STEP:
+            self._stream.wait_or_stop(stopped)
+        for first, count in _runs(part.wanted.tolist()):
+            steps.logits(first, count)
+            self._stream.wait()
+            answer.put(part.rows[first : first + count], steps.host_logits(count))
+        self._stream.wait()  # the pinned ids and records are free again
+        if not self._has_logits:
+            answer.put(part.rows, self._result_rows(rows))
+
+    def _put_inputs(self, part: Part, batch: Batch) -> None:
+        """What the caller gives to a program that was cut out of another."""
+        first = self.program.ops[0]
+        if first.kind != "inputs":
+            return
+        for name in first.outputs:
+            given, view = batch.inputs.get(name), self._buffer(name)
+            shape = (len(batch.token_ids), view.width)
+            if given is None or given.dtype != np.float32 or given.shape != shape:
+                found = "nothing" if given is None else f"{given.dtype} {list(given.shape)}"
+                raise UsageError("does not fit the program", key=name, found=found, allowed=f"float32 {list(shape)}")
+            padded = np.zeros((len(part.rows), view.stride), np.float32)
+            padded[:, : view.width] = given[part.rows]
+            self._stream.upload(view.address, padded)
+            self._stream.wait()
+
+    def _buffer(self, name: str) -> View:
+        if self._model is None:
+            raise EngineClosed("the model was closed")
+        return self._model.space.buffers[name]
+
+    def _result_rows(self, rows: int) -> np.ndarray:
+        view = self._buffer(self.program.result)
+        found = np.empty((rows, view.stride), np.float32)
+        self._stream.download(found, view.address)
+        self._stream.wait()
+        return found[:, : view.width]
+
+
+class _Answer:
+    """What `run` gives: the logits that were wanted, or of a cut program every row.
+
+    Attributes:
+        values: float32 [R, width].
+    """
+
+    def __init__(self, batch: Batch, has_logits: bool, width: int) -> None:
+        tokens = len(batch.token_ids)
+        rows = batch.logits_rows if has_logits else np.arange(tokens)
+        self.values = np.empty((len(rows), width), np.float32)
+        self._places = np.zeros(tokens, np.int64)
+        self._places[rows] = np.arange(len(rows))
+
+    def put(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Values of rows of the batch."""
+        self.values[self._places[rows]] = values
+
+
+def _runs(rows: list[int]) -> list[tuple[int, int]]:
+    """Rows, ascending, as (first, count) of neighbours, at most `GEMV_TOKENS` each."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs and row == sum(runs[-1]) and runs[-1][1] < GEMV_TOKENS:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((row, 1))
+    return runs

@@ -1,0 +1,111 @@
+"""Scratch of the steps in device memory: a place for each buffer of the program, records, token ids, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgellm.backends.cuda.device import Device
+from edgellm.backends.cuda.kernels.record import MAX_BATCH, RECORD_WORDS
+from edgellm.backends.cuda.matrices import MatrixPlan
+from edgellm.backends.cuda.memory import ALIGNMENT, HostBuffer, Pool
+from edgellm.model.program import Program
+
+_FLOAT_BYTES = 4
+#: Elements that rows begin at a multiple of, so that they can be read 16 bytes at a time.
+_ROW_ALIGNMENT = 4
+
+
+@dataclass(frozen=True)
+class View:
+    """A buffer, float32 [rows][stride], of which `width` elements a row are its own."""
+
+    address: int
+    stride: int
+    width: int
+
+
+@dataclass(frozen=True)
+class BufferPlan:
+    """Where buffers lie: `blocks` has each block's bytes a row, `places` (block, element, stride, width) by name."""
+
+    blocks: tuple[int, ...]
+    places: dict[str, tuple[int, int, int, int]]
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(self.blocks)
+
+
+def plan_buffers(program: Program, matrices: Sequence[MatrixPlan]) -> BufferPlan:
+    """Buffers that one matrix writes lie side by side in the rows of one block, all others by themselves."""
+    blocks: list[int] = []
+    places: dict[str, tuple[int, int, int, int]] = {}
+    together = [plan.outputs for plan in matrices if len(plan.outputs) > 1]
+    for names in [*dict.fromkeys(together), *((name,) for name in program.buffers)]:
+        names = [name for name in names if name in program.buffers and name not in places]
+        stride = _rounded(sum(program.buffers[name] for name in names), _ROW_ALIGNMENT)
+        at = 0
+        for name in names:
+            places[name] = (len(blocks), at, stride, program.buffers[name])
+            at += program.buffers[name]
+        if names:
+            blocks.append(_FLOAT_BYTES * stride)
+    return BufferPlan(tuple(blocks), places)
+
+
+class Space:
+    """Scratch for steps of up to `rows` rows.
+
+    Attributes:
+        rows: the most rows of a step.
+        buffers: views by name.
+        numbered: queries turned to their tokens' numbers, as `q` is laid out but by itself.
+        record, ids: where the step records and the token ids of a prefill step lie.
+        logits: float32 [MAX_BATCH][vocab_size].
+        host: what is uploaded: records, then ids; pinned.
+        host_logits: where logits come back to; pinned.
+
+    Raises:
+        OutOfMemoryError: the device has no memory for it.
+    """
+
+    def __init__(self, device: Device, program: Program, matrices: Sequence[MatrixPlan], rows: int) -> None:
+        config = program.config
+        self.rows = rows
+        self._pool = Pool(device, "scratch")
+        plan = plan_buffers(program, matrices)
+        blocks = [self._pool.allocate(nbytes * rows) for nbytes in plan.blocks]
+        self.buffers = {
+            name: View(blocks[block] + _FLOAT_BYTES * at, stride, width)
+            for name, (block, at, stride, width) in plan.places.items()
+        }
+        self.numbered = self._view(config.num_attention_heads * config.head_dim, rows)
+        self.record = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH * RECORD_WORDS)
+        self.ids = self._pool.allocate(_FLOAT_BYTES * rows)
+        self.logits = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH * config.vocab_size)
+        self.host = HostBuffer(device, _FLOAT_BYTES * (MAX_BATCH * RECORD_WORDS + rows))
+        self.host_logits = HostBuffer(device, _FLOAT_BYTES * MAX_BATCH * config.vocab_size)
+        self.nbytes = self._pool.nbytes
+
+    def close(self) -> None:
+        """Free the device's part."""
+        self._pool.close()
+
+    def _view(self, width: int, rows: int) -> View:
+        stride = _rounded(width, _ROW_ALIGNMENT)
+        return View(self._pool.allocate(_FLOAT_BYTES * stride * rows), stride, width)
+
+
+def space_nbytes(program: Program, matrices: Sequence[MatrixPlan], rows: int) -> tuple[int, int]:
+    """Bytes that a `Space` takes: of the device, and of pinned host memory."""
+    config = program.config
+    heads = config.num_attention_heads * config.head_dim
+    words = rows * (heads + _ROW_ALIGNMENT + 1) + MAX_BATCH * (config.vocab_size + RECORD_WORDS)
+    places = len(plan_buffers(program, matrices).blocks) + 4
+    host = _FLOAT_BYTES * (MAX_BATCH * (RECORD_WORDS + config.vocab_size) + rows)
+    return plan_buffers(program, matrices).row_bytes * rows + _FLOAT_BYTES * words + places * ALIGNMENT, host
+
+
+def _rounded(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,91 @@
+"""Steps made ready for one cache: graphs of decode steps, launches of prompts, with the cache's addresses in them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from edgellm.backends.cuda.attention import AttentionScratch
+from edgellm.backends.cuda.cache import CudaCache
+from edgellm.backends.cuda.device import Device
+from edgellm.backends.cuda.graph import Graph
+from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_logits
+from edgellm.backends.cuda.module import Launch
+from edgellm.backends.cuda.records import ids_in, records_in
+from edgellm.backends.cuda.stream import Stream
+
+#: Prompt lengths whose launches are kept.
+_KEPT = 8
+
+
+class Steps:
+    """What a model does with one cache. The device's context must be current where work is put into the stream."""
+
+    def __init__(self, device: Device, stream: Stream, model: Model, cache: CudaCache) -> None:
+        self._model, self._cache, self._stream = model, cache, stream
+        config, rows = model.program.config, model.space.rows
+        self._scratch = AttentionScratch(device, stream, config, cache.geometry, rows)
+        self._decodes: dict[int, Graph] = {}
+        self._prompts: OrderedDict[int, list[Launch]] = OrderedDict()
+        self._has_logits = any(op.kind == "logits" for op in model.program.ops)
+
+    def decode(self, rows: int) -> None:
+        """Put one token of each of `rows` sequences into the stream, from `records_in` the pinned memory to
+        `host_logits`."""
+        if rows not in self._decodes:
+            self._decodes[rows] = self._capture(rows)
+        self._decodes[rows].launch()
+
+    def prompt(self, rows: int) -> None:
+        """Put `rows` tokens of one sequence into the stream; records and ids come from pinned memory."""
+        space = self._model.space
+        self._stream.upload(space.record, records_in(space.host.array)[:1])
+        self._stream.upload(space.ids, ids_in(space.host.array)[:rows])
+        for launch in self._prompt_launches(rows):
+            launch.run(self._stream)
+
+    def logits(self, first: int, rows: int) -> None:
+        """Put the logits of a prompt's rows first .. first + rows - 1 into the stream, up to `host_logits`."""
+        for launch in self._model.kernels.prepare(lower_logits(self._model, self._prompt_shape(rows), first, rows)):
+            launch.run(self._stream)
+        self._stream.download(self.host_logits(rows), self._model.space.logits)
+
+    def host_logits(self, rows: int) -> np.ndarray:
+        """Where the logits come back to, float32 [rows, vocab_size] of pinned memory."""
+        vocab_size = self._model.program.config.vocab_size
+        return self._model.space.host_logits.array.view(np.float32)[: rows * vocab_size].reshape(rows, vocab_size)
+
+    def launches(self, rows: int) -> int:
+        """How many launches and copies the graph of a decode step has."""
+        if rows not in self._decodes:
+            self._decodes[rows] = self._capture(rows)
+        return self._decodes[rows].nodes
+
+    def _capture(self, rows: int) -> Graph:
+        model, shape = self._model, StepShape(rows, decode=True)
+        calls = lower(model, self._cache, self._scratch, shape)
+        if self._has_logits:
+            calls += lower_logits(model, shape, 0, rows)
+        launches = model.kernels.prepare(calls)
+
+        def step() -> None:
+            self._stream.upload(model.space.record, records_in(model.space.host.array)[:rows])
+            for launch in launches:
+                launch.run(self._stream)
+            if self._has_logits:
+                self._stream.download(self.host_logits(rows), model.space.logits)
+
+        return Graph(self._stream, step)
+
+    def _prompt_shape(self, rows: int) -> StepShape:
+        return StepShape(rows, decode=False)
+
+    def _prompt_launches(self, rows: int) -> list[Launch]:
+        if rows not in self._prompts:
+            if len(self._prompts) >= _KEPT:
+                self._prompts.popitem(last=False)
+            calls = lower(self._model, self._cache, self._scratch, self._prompt_shape(rows))
+            self._prompts[rows] = self._model.kernels.prepare(calls)
+        self._prompts.move_to_end(rows)
+        return self._prompts[rows]
