@@ -9,7 +9,8 @@ from edgellm.backends.cuda.cache import CudaCache
 from edgellm.backends.cuda.calls import Call
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.kernels.cache_layout import MAX_HEAD_DIM
-from edgellm.backends.cuda.kernels.partials import STATS, decode_splits
+from edgellm.backends.cuda.kernels.partials import STATS, PrefillKernel, decode_kernel, decode_splits, prefill_kernel
+from edgellm.backends.cuda.kernels.record import MAX_BATCH
 from edgellm.backends.cuda.memory import Pool
 from edgellm.backends.cuda.space import Space
 from edgellm.backends.cuda.stream import Stream
@@ -22,8 +23,6 @@ from edgellm.model.rope import Rope
 
 _HEAD_WARPS = 4
 _FLOAT_BYTES = 4
-#: Query heads of a block of the decode kernels, fewest first, and the widths of heads they are made for.
-_BLOCK_HEADS, _WIDTHS = (1, 2, 4, 8), (64, 128, 256)
 
 
 def check_heads(program: Program) -> None:
@@ -34,39 +33,29 @@ def check_heads(program: Program) -> None:
         raise BackendUnavailable(what, key="head_dim", found=found, allowed=f"up to {MAX_HEAD_DIM}", hint=hint)
 
 
-@dataclass(frozen=True)
-class DecodeKernel:
-    """The decode kernel for a model's heads.
-
-    Attributes:
-        name: of the kernel.
-        tiles: blocks that the query heads of one KV head take.
-    """
-
-    name: str
-    tiles: int
-
-
-def decode_kernel(config: ModelConfig, dtype: str) -> DecodeKernel:
-    """Which kernel serves heads of that shape, with keys and values stored as `dtype`."""
+def decode_kernel_of(config: ModelConfig, dtype: str) -> tuple[str, int]:
+    """The decode kernel for a model's heads, and how many blocks the query heads of a KV head take."""
     group = config.num_attention_heads // config.num_key_value_heads
-    width = next(width for width in _WIDTHS if config.head_dim <= width)
-    most = 4 if width == _WIDTHS[-1] else _BLOCK_HEADS[-1]
-    heads = next((heads for heads in _BLOCK_HEADS if group <= heads), most)
-    heads = min(heads, most)
-    return DecodeKernel(f"attention_decode_{dtype}_d{width}_h{heads}", -(-group // heads))
+    name, heads = decode_kernel(dtype, config.head_dim, group)
+    return name, -(-group // heads)
+
+
+def prefill_kernel_of(config: ModelConfig, dtype: str, capability: int) -> PrefillKernel | None:
+    """The kernel for prompts; None where prompts go through the decode kernel, `MAX_BATCH` tokens at a time."""
+    group = config.num_attention_heads // config.num_key_value_heads
+    return prefill_kernel(dtype, config.head_dim, group, capability)
 
 
 class AttentionScratch:
-    """Partial results of split attention, for steps of up to `rows` rows.
+    """Partial results of split attention, for steps of up to `MAX_BATCH` rows.
 
     Attributes:
         sums, stats, counters: addresses, see `kernels/partials.py`.
         splits: of each layer, by the rows it holds.
     """
 
-    def __init__(self, device: Device, stream: Stream, config: ModelConfig, geometry: CacheGeometry, rows: int) -> None:
-        self.splits, sizes = _plan_scratch(device, config, geometry, rows)
+    def __init__(self, device: Device, stream: Stream, config: ModelConfig, geometry: CacheGeometry) -> None:
+        self.splits, sizes = _plan_scratch(device, config, geometry)
         self._pool = Pool(device, "attention's scratch")
         self.sums, self.stats, self.counters = (self._pool.allocate(nbytes) for nbytes in sizes)
         with device:
@@ -74,23 +63,23 @@ class AttentionScratch:
             stream.wait()
 
 
-def scratch_nbytes(device: Device, config: ModelConfig, geometry: CacheGeometry, rows: int) -> int:
+def scratch_nbytes(device: Device, config: ModelConfig, geometry: CacheGeometry) -> int:
     """Bytes that an `AttentionScratch` takes, but for the rest of the last block."""
-    return sum(_plan_scratch(device, config, geometry, rows)[1])
+    return sum(_plan_scratch(device, config, geometry)[1])
 
 
 def _plan_scratch(
-    device: Device, config: ModelConfig, geometry: CacheGeometry, rows: int
+    device: Device, config: ModelConfig, geometry: CacheGeometry
 ) -> tuple[dict[int, int], tuple[int, int, int]]:
     """Splits by the rows of a layer, and the bytes of sums, stats and counters."""
-    blocks = config.num_key_value_heads * decode_kernel(config, geometry.dtype).tiles
+    blocks = config.num_key_value_heads * decode_kernel_of(config, geometry.dtype)[1]
     kinds = {geometry.rows(layer) for layer in range(len(geometry.windows))}
     splits = {kind: decode_splits(kind, blocks, device.properties.multiprocessors) for kind in kinds}
-    places = rows * config.num_attention_heads * max(splits.values(), default=1)
+    places = MAX_BATCH * config.num_attention_heads * max(splits.values(), default=1)
     return splits, (
         _FLOAT_BYTES * places * config.head_dim,
         _FLOAT_BYTES * places * STATS,
-        _FLOAT_BYTES * rows * blocks,
+        _FLOAT_BYTES * MAX_BATCH * blocks,
     )
 
 
@@ -114,10 +103,12 @@ class Attention:
         scratch: AttentionScratch,
         rows: int,
         decode: bool,
+        capability: int,
     ) -> None:
         self._config, self._weights, self._space = config, weights, space
         self._cache, self._scratch = cache, scratch
         self._rows, self._decode = rows, decode
+        self._prefill = prefill_kernel_of(config, cache.geometry.dtype, capability)
 
     def fused(self, ops: tuple[Op, ...], index: int) -> Taken | None:
         """Head norms, rotation, store and attention from op `index` on as one launch of a decode step, where they
@@ -182,7 +173,28 @@ class Attention:
 
     def attend(self, op: Op, index: int) -> list[Call]:
         """Attention over what is in the cache, this step's tokens included."""
-        return [self._attend(op, index, fused=False, rope=None)]
+        config, space = self._config, self._space
+        kernel = self._prefill
+        if self._rows <= MAX_BATCH or kernel is None:
+            return [self._attend(op, index, fused=False, rope=None)]
+        q, out = space.buffers[op.inputs[0]], space.buffers[op.outputs[0]]
+        arguments = {
+            **self._layer(op.layer),
+            "q": q.address,
+            "numbered": space.numbered.address if op.attributes["rope"] is not None else q.address,
+            "record": space.record,
+            "out": out.address,
+            "q_stride": q.stride,
+            "out_stride": out.stride,
+            "kv_heads": config.num_key_value_heads,
+            "group": config.num_attention_heads // config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "window": op.attributes["window"] or 0,
+            "scale": op.attributes["scale"],
+            "softcap": op.attributes["softcap"] or 0.0,
+        }
+        grid = (-(-self._rows // kernel.tokens), config.num_key_value_heads * kernel.parts)
+        return [Call(kernel.name, grid, arguments, index)]
 
     def _attend(
         self,
@@ -196,7 +208,7 @@ class Attention:
         norms: tuple[Op | None, Op | None] = (None, None),
     ) -> Call:
         config, cache, space = self._config, self._cache, self._space
-        kernel, layer = decode_kernel(config, cache.geometry.dtype), cache.layers[op.layer]
+        (kernel, tiles), layer = decode_kernel_of(config, cache.geometry.dtype), cache.layers[op.layer]
         q, out = space.buffers[op.inputs[0]], space.buffers[op.outputs[0]]
         key = space.buffers[k] if k is not None else q
         value = space.buffers[v] if v is not None else q
@@ -231,7 +243,7 @@ class Attention:
             "softcap": op.attributes["softcap"] or 0.0,
             **_norm_numbers(norms[0]),
         }
-        return Call(kernel.name, (splits, config.num_key_value_heads * kernel.tiles, self._rows), arguments, index)
+        return Call(kernel, (splits, config.num_key_value_heads * tiles, self._rows), arguments, index)
 
     def _layer(self, layer: int) -> dict[str, int]:
         """A layer's arrays, and whether it keeps only its window."""

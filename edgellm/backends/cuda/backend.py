@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from edgellm.backends.cuda.attention import check_heads, scratch_nbytes
+from edgellm.backends.cuda.attention import check_heads, prefill_kernel_of, scratch_nbytes
 from edgellm.backends.cuda.cache import cache_nbytes
 from edgellm.backends.cuda.calls import KernelSet
-from edgellm.backends.cuda.device import count_devices, device_index, open_device
+from edgellm.backends.cuda.device import Device, count_devices, device_index, open_device
 from edgellm.backends.cuda.kernels.cache_layout import STORAGE_BYTES
+from edgellm.backends.cuda.kernels.record import MAX_BATCH
 from edgellm.backends.cuda.lower import Model
 from edgellm.backends.cuda.matrices import HEAD_BITS, STORED_NAMES, plan_matrices
 from edgellm.backends.cuda.runner import CudaRunner
@@ -74,7 +75,7 @@ class CudaBackend:
         gpu = open_device(device_index(device))
         matrices = plan_matrices(program, weights, lm_head)
         held = DeviceWeights(gpu, program, weights, matrices, progress)
-        space = Space(gpu, program, matrices, self.prefill_chunk)
+        space = Space(gpu, program, matrices, self._most_rows(program, gpu))
         model = Model(program, held, space, KernelSet(gpu), gpu.properties.multiprocessors)
         return CudaRunner(gpu, Stream(gpu), model, held.describe_head())
 
@@ -96,8 +97,8 @@ class CudaBackend:
         _check(program, lm_head)
         gpu = open_device(device_index(device))
         matrices = plan_matrices(program, weights, lm_head)
-        scratch, pinned = space_nbytes(program, matrices, self.prefill_chunk)
-        scratch += scratch_nbytes(gpu, program.config, geometry, self.prefill_chunk)
+        scratch, pinned = space_nbytes(program, matrices, self._most_rows(program, gpu))
+        scratch += scratch_nbytes(gpu, program.config, geometry)
         on_device = DeviceMemoryPlan(
             device=f"cuda:{gpu.properties.index}",
             available=gpu.free_bytes(),
@@ -117,6 +118,11 @@ class CudaBackend:
             lm_head_bytes=head.layout.nbytes,
             on_device=None if shared else on_device,
         )
+
+    def _most_rows(self, program: Program, gpu: Device) -> int:
+        """Tokens of a step."""
+        prefill = prefill_kernel_of(program.config, self.cache_dtypes[0], gpu.properties.capability)
+        return MAX_BATCH if prefill is None else self.prefill_chunk
 
 
 def _check(program: Program, lm_head: str) -> None:

@@ -36,6 +36,11 @@ class KernelSet:
         self._functions: dict[str, Function] = {}
 
     @property
+    def capability(self) -> int:
+        """Compute capability of the device, 87 for 8.7."""
+        return self._device.properties.capability
+
+    @property
     def entries(self) -> Mapping[str, Entry]:
         """Every kernel that there is, by name."""
         return self._code.entries
@@ -43,14 +48,14 @@ class KernelSet:
     def runs(self, name: str) -> bool:
         """Whether there is a kernel of that name for this device."""
         entry = self.entries.get(name)
-        return entry is not None and entry.runs_on(self._device.properties.capability)
+        return entry is not None and entry.runs_on(self.capability)
 
     def load(self, names: Iterable[str]) -> None:
         """Have the driver compile those of `names` that it has not yet. Raises `BackendUnavailable`."""
         missing = sorted(set(names) - self._functions.keys())
         if not missing:
             return
-        module = Module(self._device, self._code.module(missing, self._device.properties.capability))
+        module = Module(self._device, self._code.module(missing, self.capability))
         self._functions.update({name: module.function(self.entries[name]) for name in missing})
 
     def function(self, name: str) -> Function:

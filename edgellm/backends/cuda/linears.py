@@ -8,11 +8,13 @@ from typing import Any
 
 from edgellm.backends.cuda.calls import Call
 from edgellm.backends.cuda.kernels import linear_flags as flags
-from edgellm.backends.cuda.space import View
+from edgellm.backends.cuda.space import HalfView, View
 from edgellm.backends.cuda.upload import Matrix
 
 #: Of the decode kernels: warps a block, inputs of a step, inputs times tokens that a block holds in shared memory.
 _WARPS, _STEP, _CHUNK = 16, 128, 8192
+#: Row tiles of a block of the prefill kernels.
+_GEMM_TILES = 8
 #: Inputs that a block of the embedding's kernel has.
 _EMBEDDED = 1024
 #: Tokens that the decode kernels take at most.
@@ -50,16 +52,46 @@ def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, multipro
     blocks = min(-(-layout.row_tiles * split // _WARPS), multiprocessors)
     chunk = _CHUNK // _STEP // rows // split * split
     arguments = {
-        **_weights(matrix, x, around),
+        **_weights(matrix, around),
         "x": x.address,
+        "norm": around.norm,
+        "order": matrix.order,
         "out": out.address,
         "batch": rows,
         "x_stride": x.stride,
         "out_stride": out.stride,
         "split_log": split_log,
         "chunk": min(chunk, -(-layout.steps // split) * split),
+        "flags": _flags(matrix, around) | _input_flags(matrix, x, around),
+        "eps": around.eps,
+        "offset": around.offset,
     }
     return Call(name, (blocks,), arguments, op)
+
+
+def takes_half(matrix: Matrix) -> bool:
+    """Whether `gemm` serves the matrix: it reads rows 16 bytes at a time and in the buffer's order."""
+    return not matrix.order and matrix.layout.inputs % 8 == 0
+
+
+def gemm(matrix: Matrix, x: HalfView, out: View, rows: int, around: Around, multiprocessors: int, op: int) -> Call:
+    """Y = X W^T for many rows, of float16 activations; `around` without a norm."""
+    layout = matrix.layout
+    feature_blocks = -(-layout.row_tiles // _GEMM_TILES)
+    tokens = 128 if rows > 64 and feature_blocks * -(-rows // 128) >= multiprocessors else 64
+    name = f"gemm_w16_t{tokens}" if layout.bits == 16 else f"gemm_w{layout.bits}g{min(layout.group, 64)}_t{tokens}"
+    arguments = {
+        **_weights(matrix, around),
+        "x": x.address,
+        "x_scales": x.scales,
+        "out": out.address,
+        "tokens": rows,
+        "x_stride": x.stride,
+        "out_stride": out.stride,
+        "group_log": layout.group.bit_length() - 1,
+        "flags": _flags(matrix, around),
+    }
+    return Call(name, (-(-rows // tokens), feature_blocks), arguments, op)
 
 
 def embed(matrix: Matrix, ids: Mapping[str, int], out: View, rows: int, multiplier: float, op: int) -> Call:
@@ -92,33 +124,34 @@ def _split_log(row_tiles: int, steps: int, rows: int, multiprocessors: int) -> i
     return split_log
 
 
-def _weights(matrix: Matrix, x: View, around: Around) -> dict[str, Any]:
-    layout = matrix.layout
-    bits = flags.NORM if around.norm else 0
-    bits |= flags.ORDER if matrix.order else 0
-    bits |= flags.OWN_ZEROS if layout.own_zeros else 0
+def _flags(matrix: Matrix, around: Around) -> int:
+    bits = flags.OWN_ZEROS if matrix.layout.own_zeros else 0
     bits |= flags.BIAS if matrix.bias else 0
     bits |= flags.RESIDUAL if around.adds else 0
     bits |= flags.SOFTCAP if around.softcap else 0
-    bits |= flags.ACTIVATIONS[around.act] if around.act else 0
-    if not matrix.order and not (layout.inputs | x.stride) % 4 and not x.address % 16:
-        bits |= flags.VECTORS
+    return bits | (flags.ACTIVATIONS[around.act] if around.act else 0)
+
+
+def _input_flags(matrix: Matrix, x: View, around: Around) -> int:
+    bits = flags.NORM if around.norm else 0
+    bits |= flags.ORDER if matrix.order else 0
+    aligned = not (matrix.layout.inputs | x.stride) % 4 and not x.address % 16
+    return bits | (flags.VECTORS if aligned and not matrix.order else 0)
+
+
+def _weights(matrix: Matrix, around: Around) -> dict[str, Any]:
+    layout = matrix.layout
     return {
         "tiles": matrix.tiles,
         "scales": matrix.scales,
         "zeros": matrix.zeros,
         "bias": matrix.bias,
-        "norm": around.norm,
-        "order": matrix.order,
         "rows": layout.rows // 2 if layout.paired else layout.rows,
         "row_tiles": layout.row_tiles,
         "inputs": layout.inputs,
         "steps": layout.steps,
         "zero": matrix.zero,
-        "flags": bits,
         "factor": matrix.factor,
         "multiplier": around.multiplier,
-        "eps": around.eps,
-        "offset": around.offset,
         "softcap": around.softcap,
     }

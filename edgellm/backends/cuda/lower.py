@@ -11,15 +11,15 @@ A decoder layer takes five launches in a decode step where the program allows:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgellm.backends.cuda.attention import Attention, AttentionScratch
 from edgellm.backends.cuda.cache import CudaCache
 from edgellm.backends.cuda.calls import Call, KernelSet
 from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TOKEN
-from edgellm.backends.cuda.linears import GEMV_TOKENS, Around, embed, gemv
-from edgellm.backends.cuda.space import Space, View
+from edgellm.backends.cuda.linears import GEMV_TOKENS, Around, embed, gemm, gemv, takes_half
+from edgellm.backends.cuda.space import HalfView, Space, View
 from edgellm.backends.cuda.upload import DeviceWeights, Matrix
 from edgellm.model.program import Op, Program
 
@@ -52,6 +52,11 @@ class StepShape:
     rows: int
     decode: bool
     fused: bool = True
+
+    @property
+    def by_tiles(self) -> bool:
+        """Whether there are enough rows for the prefill kernels."""
+        return self.rows > GEMV_TOKENS
 
 
 def lower(model: Model, cache: CudaCache, scratch: AttentionScratch, shape: StepShape) -> list[Call]:
@@ -97,9 +102,10 @@ class _Lowering:
         self.model, self.shape = model, shape
         self.ops = model.program.ops
         self.buffers = model.space.buffers
-        config, rows, decode = model.program.config, shape.rows, shape.decode
-        self.attention = Attention(config, model.weights, model.space, cache, scratch, rows, decode)
+        sizes = (shape.rows, shape.decode, model.kernels.capability)
+        self.attention = Attention(model.program.config, model.weights, model.space, cache, scratch, *sizes)
         self.calls: list[Call] = []
+        self.made: tuple[int, str] | None = None  # what stands in `Space.half`, by op and buffer
         self.norms: dict[str, Op] = {}  # by buffer: norms that the reader of the buffer does along the way
 
     def lower(self) -> list[Call]:
@@ -180,19 +186,42 @@ class _Lowering:
             return self.buffers[buffer], {}
         return self.buffers[norm.inputs[0]], _norm_of(self.model, norm)
 
-    def _product(self, index: int, matrix: Matrix, x: View, out: View, around: Around) -> None:
+    def _product(self, index: int, matrix: Matrix, source: str, out: View, around: Around) -> None:
+        if self.shape.by_tiles and takes_half(matrix):
+            half = self._half(index, source)
+            self.calls.append(gemm(matrix, half, out, self.shape.rows, around, self.model.multiprocessors, index))
+            return
+        x, norm = self._around_norm(source)
         for first in range(0, self.shape.rows, GEMV_TOKENS):
             rows = min(GEMV_TOKENS, self.shape.rows - first)
             part = (_rows_from(x, first), _rows_from(out, first))
-            self.calls.append(gemv(matrix, *part, rows, around, self.model.multiprocessors, index))
+            complete = replace(around, **norm)
+            self.calls.append(gemv(matrix, *part, rows, complete, self.model.multiprocessors, index))
+
+    def _half(self, index: int, source: str) -> HalfView:
+        """A buffer, or what its norm makes of another one, as the prefill kernels read it; made once an op."""
+        norm, space = self.norms.get(source), self.model.space
+        view = self.buffers[source if norm is None else norm.inputs[0]]
+        half = replace(space.half, stride=view.width)
+        if self.made == (index, source):
+            return half
+        self.made = (index, source)
+        arguments = {"x": view.address, "out": half.address, "scales": half.scales, "width": view.width}
+        arguments |= self._row_arguments()
+        if norm is None:
+            self._call("to_float16", (self.shape.rows,), index, **arguments, stride=view.stride)
+        else:
+            numbers = _norm_of(self.model, norm)
+            arguments |= {"weight": numbers["norm"], "eps": numbers["eps"], "offset": numbers["offset"]}
+            self._call("rms_norm_float16", (self.shape.rows,), index, **arguments)
+        return half
 
     def _logits(self, index: int, op: Op) -> int:
         """The runner takes the rows that are wanted."""
         return 1
 
     def _linear(self, index: int, op: Op) -> int:
-        x, norm = self._around_norm(op.inputs[0])
-        adds = bool(op.attributes.get("add"))
+        source, adds = op.inputs[0], bool(op.attributes.get("add"))
         residual = {"adds": adds, "multiplier": op.attributes["multiplier"] if adds else 1.0}
         left = list(op.weights)
         while left:
@@ -201,10 +230,10 @@ class _Lowering:
             if matrix.plan.paired:
                 act = self.ops[index + 1]
                 out = self.buffers[act.outputs[0]]
-                self._product(index, matrix, x, out, Around(**norm, act=act.attributes["act"]))
+                self._product(index, matrix, source, out, Around(act=act.attributes["act"]))
                 return 2
             out = self.buffers[op.outputs[len(op.weights) - len(left)]]
-            self._product(index, matrix, x, out, Around(**norm, **residual))
+            self._product(index, matrix, source, out, Around(**residual))
             left = left[count:]
         return 1
 

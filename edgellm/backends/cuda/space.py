@@ -12,8 +12,6 @@ from edgellm.backends.cuda.memory import ALIGNMENT, HostBuffer, Pool
 from edgellm.model.program import Program
 
 _FLOAT_BYTES = 4
-#: Elements that rows begin at a multiple of, so that they can be read 16 bytes at a time.
-_ROW_ALIGNMENT = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,15 @@ class View:
     address: int
     stride: int
     width: int
+
+
+@dataclass(frozen=True)
+class HalfView:
+    """Activations as the prefill kernels read them: float16 [rows][stride] times float32 `scales` [rows]."""
+
+    address: int
+    scales: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ def plan_buffers(program: Program, matrices: Sequence[MatrixPlan]) -> BufferPlan
     together = [plan.outputs for plan in matrices if len(plan.outputs) > 1]
     for names in [*dict.fromkeys(together), *((name,) for name in program.buffers)]:
         names = [name for name in names if name in program.buffers and name not in places]
-        stride = _rounded(sum(program.buffers[name] for name in names), _ROW_ALIGNMENT)
+        stride = sum(program.buffers[name] for name in names)
         at = 0
         for name in names:
             places[name] = (len(blocks), at, stride, program.buffers[name])
@@ -61,6 +68,7 @@ class Space:
         rows: the most rows of a step.
         buffers: views by name.
         numbered: queries turned to their tokens' numbers, as `q` is laid out but by itself.
+        half: room for a product's input, float16 of the widest, and its scales.
         record, ids: where the step records and the token ids of a prefill step lie.
         logits: float32 [MAX_BATCH][vocab_size].
         host: what is uploaded: records, then ids; pinned.
@@ -81,6 +89,7 @@ class Space:
             for name, (block, at, stride, width) in plan.places.items()
         }
         self.numbered = self._view(config.num_attention_heads * config.head_dim, rows)
+        self.half = HalfView(self._pool.allocate(2 * _widest(matrices) * rows), self._pool.allocate(4 * rows), 0)
         self.record = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH * RECORD_WORDS)
         self.ids = self._pool.allocate(_FLOAT_BYTES * rows)
         self.logits = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH * config.vocab_size)
@@ -93,19 +102,18 @@ class Space:
         self._pool.close()
 
     def _view(self, width: int, rows: int) -> View:
-        stride = _rounded(width, _ROW_ALIGNMENT)
-        return View(self._pool.allocate(_FLOAT_BYTES * stride * rows), stride, width)
+        return View(self._pool.allocate(_FLOAT_BYTES * width * rows), width, width)
 
 
 def space_nbytes(program: Program, matrices: Sequence[MatrixPlan], rows: int) -> tuple[int, int]:
     """Bytes that a `Space` takes: of the device, and of pinned host memory."""
     config = program.config
     heads = config.num_attention_heads * config.head_dim
-    words = rows * (heads + _ROW_ALIGNMENT + 1) + MAX_BATCH * (config.vocab_size + RECORD_WORDS)
-    places = len(plan_buffers(program, matrices).blocks) + 4
+    words = rows * (heads + 2 + _widest(matrices) // 2 + 1) + MAX_BATCH * (config.vocab_size + RECORD_WORDS)
+    places = len(plan_buffers(program, matrices).blocks) + 6
     host = _FLOAT_BYTES * (MAX_BATCH * (RECORD_WORDS + config.vocab_size) + rows)
     return plan_buffers(program, matrices).row_bytes * rows + _FLOAT_BYTES * words + places * ALIGNMENT, host
 
 
-def _rounded(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _widest(matrices: Sequence[MatrixPlan]) -> int:
+    return max((plan.layout.inputs for plan in matrices), default=0)

@@ -24,8 +24,7 @@ class Steps:
 
     def __init__(self, device: Device, stream: Stream, model: Model, cache: CudaCache) -> None:
         self._model, self._cache, self._stream = model, cache, stream
-        config, rows = model.program.config, model.space.rows
-        self._scratch = AttentionScratch(device, stream, config, cache.geometry, rows)
+        self._scratch = AttentionScratch(device, stream, model.program.config, cache.geometry)
         self._decodes: dict[int, Graph] = {}
         self._prompts: OrderedDict[int, list[Launch]] = OrderedDict()
         self._has_logits = any(op.kind == "logits" for op in model.program.ops)
