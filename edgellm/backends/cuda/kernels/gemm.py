@@ -25,7 +25,6 @@ from edgellm.backends.cuda.kernels.fragments import codes4_f16, codes8_f16
 from edgellm.backends.cuda.kernels.gemv_output import finish
 from edgellm.backends.cuda.kernels.linear_flags import ACT_ANY, OWN_ZEROS
 from edgellm.backends.cuda.ptx import (
-    bits_of_f32,
     cp_async16_part,
     cp_async_commit,
     cp_async_wait1,
@@ -33,7 +32,6 @@ from edgellm.backends.cuda.ptx import (
     cuda,
     device,
     f32,
-    f32_of_bits,
     griddep_launch,
     griddep_wait,
     ldg128,
@@ -50,6 +48,7 @@ from edgellm.backends.cuda.ptx import (
 
 THREADS = 128
 _WARPS = THREADS // 32
+_COPIED_ROWS = THREADS // 8  # that a pass of the block over a stage copies, 16 bytes a thread
 _F16_64, _F16_1024 = 0x5400, 0x6400
 
 PARAMETERS = (
@@ -135,27 +134,24 @@ def make_operands(bits, parts):
     return operands
 
 
-def make_fetch(block_tokens):
-    """Begin copying a stage: `block_tokens` rows of 64 inputs, zeros beyond the last input; the last row again and again
-    beyond the last token, whose sums nobody reads."""
-    copies = block_tokens * 8 // THREADS
+@device
+def fetch(stage, place, x, token, limit, x_stride, first_input, inputs, row, column):
+    """Begin copying a stage: 64 inputs of each token, zeros beyond the last input.
 
-    @device
-    def fetch(stage, place, x, first_token, tokens, x_stride, first_input, inputs, tid):
-        row, column = u32(tid >> u32(3)), u32(tid & u32(7))
-        k = u32(first_input + column * u32(8))
-        count = u32((inputs - k) * u32(2)) if k < inputs else u32(0)
-        count = count if count < u32(16) else u32(16)
-        k = k if k < inputs else u32(0)
-        to = u32(place + row * u32(32) + ((column ^ (row & u32(7))) << u32(2)))
-        token, last = u32(first_token + row), u32(tokens - u32(1))
-        for i in range(u32(copies)):
-            source = token if token < last else last
-            cp_async16_part(stage, to, x, u32(source * x_stride + k), count)
-            to = u32(to + u32(THREADS // 8 * 32))
-            token = u32(token + u32(THREADS // 8))
-
-    return fetch
+    A thread copies piece `column` of the rows `row`, row + 16 ..: tokens `token`, token + 16 .. below `limit`. What the
+    rows beyond hold goes into sums that nobody reads. The loop's bound is no constant, so that it stays a loop: eight
+    row addresses held through the products would not leave room for the sums of 128 tokens.
+    """
+    k = u32(first_input + column * u32(8))
+    count = u32((inputs - k) * u32(2)) if k < inputs else u32(0)
+    count = count if count < u32(16) else u32(16)
+    source = u32(token * x_stride + (k if k < inputs else u32(0)))
+    to = u32(place + row * u32(32) + ((column ^ (row & u32(7))) << u32(2)))
+    while token < limit:
+        cp_async16_part(stage, to, x, source, count)
+        to = u32(to + u32(_COPIED_ROWS * 32))
+        source = u32(source + x_stride * u32(_COPIED_ROWS))
+        token = u32(token + u32(_COPIED_ROWS))
 
 
 @device
@@ -203,10 +199,10 @@ def make_leave(block_tokens):
         for p in range(u32(block_tokens // 8)):
             at = u32(place + (p * u32(8) + t * u32(2)) * u32(stride) + g)
             o = u32(begin + p * u32(4))
-            room[at] = bits_of_f32(acc[o])
-            room[u32(at + u32(stride))] = bits_of_f32(acc[o + u32(1)])
-            room[u32(at + u32(8))] = bits_of_f32(acc[o + u32(2)])
-            room[u32(at + u32(stride + 8))] = bits_of_f32(acc[o + u32(3)])
+            room[at] = acc[o]
+            room[u32(at + u32(stride))] = acc[o + u32(1)]
+            room[u32(at + u32(8))] = acc[o + u32(2)]
+            room[u32(at + u32(stride + 8))] = acc[o + u32(3)]
         warp_barrier()
         row = u32(lane & u32(15))
         local = u32(lane >> u32(4))
@@ -215,9 +211,9 @@ def make_leave(block_tokens):
             if token < tokens and tile < row_tiles:
                 scale = x_scales[token] * factor
                 at = u32(place + local * u32(stride) + row)
-                y, up = f32_of_bits(room[at]) * scale, f32(0)
+                y, up = room[at] * scale, f32(0)
                 if flags & u32(ACT_ANY) and row < u32(8):
-                    up = f32_of_bits(room[u32(at + u32(8))]) * scale
+                    up = room[u32(at + u32(8))] * scale
                 finish(out, y, up, bias, tile, row, token, rows, out_stride, flags, multiplier, softcap)
             local = u32(local + u32(2))
         warp_barrier()
@@ -236,7 +232,7 @@ def declare_gemm(bits, group, block_tokens):
     last_place = (stages - 1) * stage_words
     wait = cp_async_wait1 if stages == 3 else cp_async_wait2
     load, compute = make_load(bits, parts), make_compute(bits, parts, block_tokens)
-    fetch, leave = make_fetch(block_tokens), make_leave(block_tokens)
+    leave = make_leave(block_tokens)
     zeros_type = "u32*" if bits == 8 else "u16*"
     parameters = tuple((name, zeros_type if name == "zeros" else kind) for name, kind in PARAMETERS)
     name = f"gemm_w{bits}g{group}_t{block_tokens}" if bits < 16 else f"gemm_w16_t{block_tokens}"
@@ -253,13 +249,16 @@ def declare_gemm(bits, group, block_tokens):
         tiles, scales, zeros, bias, x, x_scales, out, rows, row_tiles, inputs, steps, tokens, x_stride, out_stride,
         group_log, zero, flags, factor, multiplier, softcap,
     ):  # fmt: skip
-        stage = cuda.shared.array(shared_words, u32, alignment=16)
+        stage = cuda.shared.array(shared_words, f32, alignment=16)
         acc = cuda.local.array(sums, f32)
         q, ahead = cuda.local.array(words, u32), cuda.local.array(words, u32)
         sz, sz_ahead = cuda.local.array(scale_words, u32), cuda.local.array(scale_words, u32)
         tid = u32(cuda.threadIdx.x)
         lane, warp = u32(tid & u32(31)), shfl_u32(u32(tid >> u32(5)), u32(0))
         first_token = u32(u32(cuda.blockIdx.x) * u32(block_tokens))
+        row, column = u32(tid >> u32(3)), u32(tid & u32(7))
+        token, limit = u32(first_token + row), u32(first_token + u32(block_tokens))
+        limit = limit if limit < tokens else tokens
         tile = u32(u32(cuda.blockIdx.y) * u32(8) + warp * u32(2))
         last_tile = u32(row_tiles - u32(1))
         tile0 = tile if tile < last_tile else last_tile
@@ -275,7 +274,7 @@ def declare_gemm(bits, group, block_tokens):
         coming, place, new_place = u32(0), u32(0), u32(0)
         while coming < u32(stages - 1):
             if coming < k_tiles:
-                fetch(stage, new_place, x, first_token, tokens, x_stride, u32(coming * u32(64)), inputs, tid)
+                fetch(stage, new_place, x, token, limit, x_stride, u32(coming * u32(64)), inputs, row, column)
             cp_async_commit()
             coming = u32(coming + u32(1))
             new_place = u32(new_place + u32(stage_words))
@@ -284,7 +283,7 @@ def declare_gemm(bits, group, block_tokens):
             wait()
             cuda.syncthreads()
             if coming < k_tiles:
-                fetch(stage, new_place, x, first_token, tokens, x_stride, u32(coming * u32(64)), inputs, tid)
+                fetch(stage, new_place, x, token, limit, x_stride, u32(coming * u32(64)), inputs, row, column)
             cp_async_commit()
             coming = u32(coming + u32(1))
             new_place = u32(new_place + u32(stage_words)) if new_place < u32(last_place) else u32(0)
