@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from edgellm.formats import QuantizedTensor
     from edgellm.model import Weights
 
-#: float16 holds what is below two to this power.
-_HALF_TOP = 15
 _ROWS = 4096
 
 
@@ -83,14 +81,21 @@ class HalfWeights:
         largest = np.max(np.abs(weight), initial=0.0)
         if not np.isfinite(largest):
             return weight
-        # a power of two leaves the most room below the largest, as packing does
-        factor = np.float32(2.0 ** max(int(np.frexp(largest)[1]) - _HALF_TOP, -126))
+        factor = _half_factor(weight.shape, float(largest))
         rounded = np.empty_like(weight)
         for first in range(0, len(weight), _ROWS):  # piece by piece: a whole embedding once more is much memory
             part = weight[first : first + _ROWS]
             rounded[first : first + _ROWS] = (part / factor).astype(np.float16).astype(np.float32) * factor
             self.changed = self.changed or not np.array_equal(rounded[first : first + _ROWS], part)
         return rounded
+
+
+def _half_factor(shape: tuple[int, ...], largest: float) -> np.float32:
+    """What the CPU backend divides a weight [rows, inputs] by before it becomes float16."""
+    from edgellm.backends.cpu.packing import dense_factor, factor_fits, plan_linear
+
+    layout = plan_linear(*shape, 16)
+    return np.float32(dense_factor(layout) if factor_fits(largest) else dense_factor(layout, largest))
 
 
 @dataclass(frozen=True)
