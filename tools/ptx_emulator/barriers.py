@@ -17,7 +17,7 @@ Goes = list[tuple[int, Active]]
 
 def is_barrier(ins: Instruction) -> bool:
     """Whether the scheduler handles it: every barrier but those of one warp."""
-    return ins.root in ("bar", "barrier") and ins.parts[1] != "warp"
+    return ins.root in ("bar", "barrier") and ins.parts[1:2] != ("warp",)
 
 
 class Barriers:

@@ -37,6 +37,7 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         version: CUDA's version that the driver serves.
         raise_faults: raise what a kernel does wrong as EmulatorError out of the call that ran it; otherwise it
             becomes an error code, as a device would give it.
+        races: find races in shared memory too.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         devices: list[DeviceModel] | None = None,
         version: tuple[int, int] = (12, 6),
         raise_faults: bool = True,
+        races: bool = False,
     ) -> None:
-        super().__init__([DEVICES[capability]] if devices is None else devices, version, raise_faults)
+        super().__init__([DEVICES[capability]] if devices is None else devices, version, raise_faults, races)
 
     # ---------------------------------------------------------------- the library
     @driver_function

@@ -68,7 +68,7 @@ class ModuleCalls(State):
         text = image if isinstance(image, bytes) else ctypes.string_at(number_of(image))
         device = self.device
         try:
-            loaded = Module(text.decode("ascii"), device.memory)
+            loaded = Module(text.decode("ascii"), device.memory, races=self.races)
             for entry in loaded.entries:
                 loaded.kernel(entry)
         except (EmulatorError, UnicodeDecodeError) as error:

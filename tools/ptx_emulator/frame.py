@@ -145,8 +145,9 @@ class Frame:
         self.shared.data.fill(0xFF)
         self.local.data.fill(0xFF)
         self.parameters = parameters
-        if self.copies is not None:
-            self.copies.reset()
+        for one in (self.copies, self.watch):
+            if one is not None:
+                one.reset()
 
     @property
     def bytes(self) -> int:
@@ -221,6 +222,9 @@ class Frame:
 
 class Watch(Protocol):
     """Sees every access to shared memory."""
+
+    def reset(self) -> None:
+        """Forgets everything: other blocks begin."""
 
     def touch(self, access: object, index: np.ndarray, lanes: slice | np.ndarray) -> None:
         """`access` is about to reach the items at `index`."""

@@ -13,7 +13,9 @@ from tools.ptx_emulator.frame import Frame, Shape
 from tools.ptx_emulator.inline import inlined, symbols_used
 from tools.ptx_emulator.memory import Memory
 from tools.ptx_emulator.parser import parse
-from tools.ptx_emulator.schedule import Program
+from tools.ptx_emulator.races import RaceFinder
+from tools.ptx_emulator.registry import unknown
+from tools.ptx_emulator.schedule import Program, is_known
 from tools.ptx_emulator.syntax import Function, Variable
 from tools.ptx_emulator.types import TYPES
 
@@ -30,11 +32,13 @@ class Module:
     Args:
         text: a PTX file.
         memory: the device memory that addresses refer to; a new one by default.
+        races: raise for races in shared memory and for reads of it before any write.
     """
 
-    def __init__(self, text: str, memory: Memory | None = None) -> None:
+    def __init__(self, text: str, memory: Memory | None = None, races: bool = False) -> None:
         self.text = parse(text)
         self.memory = memory if memory is not None else Memory()
+        self.races = races
         self.addresses = {
             name: self.memory.bind(np.frombuffer(variable.initial or bytes(variable.size), np.uint8).copy(), name)
             for name, variable in self.text.variables.items()
@@ -105,6 +109,9 @@ class Kernel:
     def __init__(self, module: Module, function: Function) -> None:
         self.module = module
         self.function = inlined(function, module.text.functions)
+        for ins in self.function.body:
+            if not is_known(ins):
+                raise unknown(ins)
         used = symbols_used(self.function)
         self.symbols: dict[str, tuple[str, int]] = {
             name: ("global", address) for name, address in module.addresses.items() if name in used
@@ -171,6 +178,8 @@ class Kernel:
         if key not in self._frames:
             frame = Frame(shape, self.function.registers, self.module.memory, (shared, self.local_bytes))
             frame.symbols = self.symbols
+            if self.module.races:
+                frame.watch = RaceFinder(frame)
             self._frames[key] = (frame, Program(self.function, frame))
             while len(self._frames) > 1 and sum(f.bytes for f, _ in self._frames.values()) > KEPT_BYTES:
                 self._frames.popitem(last=False)

@@ -9,7 +9,7 @@ from tools.ptx_emulator.frame import WARP, Active, Frame
 from tools.ptx_emulator.registry import Run, operation, unknown
 from tools.ptx_emulator.rounding import from_bfloat16
 from tools.ptx_emulator.syntax import Instruction, Vector
-from tools.ptx_emulator.types import TYPES
+from tools.ptx_emulator.types import TYPES, PtxType
 
 _B32 = TYPES["b32"]
 Fragment = list[np.ndarray]
@@ -28,19 +28,19 @@ def _bytes(words: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(words).view(dtype).reshape(-1, 8, 4, 4)
 
 
-def left_matrix(words: Fragment, name: str, depth: int) -> np.ndarray:
-    """A of m16n8k`depth`: [warps, 16, depth] float64. Registers go rows g, g + 8, then the next half of the depth."""
+def left_matrix(words: Fragment, name: str, rows: int, depth: int) -> np.ndarray:
+    """A: [warps, rows, depth] float64. Registers go rows g (and g + 8 of 16 rows), then on along the depth."""
     decode = _bytes if name in ("s8", "u8") else _halves
     parts = [decode(word, name) for word in words]
-    blocks = len(parts) // 2
-    matrix = np.empty((len(parts[0]), 2, 8, blocks, 4, parts[0].shape[-1]), np.float64)
+    halves = rows // 8
+    matrix = np.empty((len(parts[0]), halves, 8, len(parts) // halves, 4, parts[0].shape[-1]), np.float64)
     for k, part in enumerate(parts):
-        matrix[:, k % 2, :, k // 2] = part
-    return matrix.reshape(len(matrix), 16, depth)
+        matrix[:, k % halves, :, k // halves] = part
+    return matrix.reshape(len(matrix), rows, depth)
 
 
 def right_matrix(words: Fragment, name: str, depth: int) -> np.ndarray:
-    """B of m16n8k`depth`, transposed: [warps, 8, depth] float64."""
+    """B transposed: [warps, 8, depth] float64."""
     decode = _bytes if name in ("s8", "u8") else _halves
     parts = [decode(word, name) for word in words]
     matrix = np.empty((len(parts[0]), 8, len(parts), 4, parts[0].shape[-1]), np.float64)
@@ -51,26 +51,15 @@ def right_matrix(words: Fragment, name: str, depth: int) -> np.ndarray:
 
 @operation("mma", collective=True)
 def compile_mma(ins: Instruction, frame: Frame) -> Run:
-    """D = A B + C of m16n8k8, k16 (f16, bf16) and k16, k32 (s8, u8).
+    """D = A B + C of m16n8k8, k16 (f16, bf16), of m16n8k16, k32 and m8n8k16 (s8, u8).
 
     Sums are made in float64 and rounded once; a device sums in float32 with some more bits, in an order of its own.
     """
-    shape = next((part for part in ins.parts if part.startswith("m16n8k")), None)
-    names = [part for part in ins.parts if part in TYPES]
-    if shape is None or len(names) != 4 or ins.parts[1:3] != ("sync", "aligned") or "row" not in ins.parts:
-        raise unknown(ins)
-    depth = int(shape[6:])
-    out_name, left_name, right_name, add_name = names
-    integer = left_name in ("s8", "u8")
-    allowed = {8: ("f16", "bf16"), 16: ("f16", "bf16", "s8", "u8"), 32: ("s8", "u8")}
-    if left_name not in allowed.get(depth, ()) or (not integer and right_name != left_name):
-        raise unknown(ins)
-    if out_name != add_name or out_name != ("s32" if integer else "f32") or "satfinite" in ins.parts:
-        raise unknown(ins)
-    of = TYPES[out_name]
+    rows, depth, of, left_name, right_name = _checked(ins)
     vectors = [operand.items if isinstance(operand, Vector) else (operand,) for operand in ins.operands]
-    per_word = 4 if integer else 2
-    if [len(v) for v in vectors] != [4, 16 * depth // WARP // per_word, 8 * depth // WARP // per_word, 4]:
+    per_word = 4 if of.kind == "s" else 2
+    words = [rows * 8, rows * depth // per_word, 8 * depth // per_word, rows * 8]
+    if [len(vector) * WARP for vector in vectors] != words:
         raise unknown(ins)
     outs = [frame.write(item, of, ins) for item in vectors[0]]
     left, right = ([frame.read(item, _B32, ins) for item in vector] for vector in vectors[1:3])
@@ -78,17 +67,47 @@ def compile_mma(ins: Instruction, frame: Frame) -> Run:
 
     def run(active: Active) -> None:
         lanes = active.lanes
-        a = left_matrix([word[lanes].reshape(-1, WARP) for word in left], left_name, depth)
+        a = left_matrix([word[lanes].reshape(-1, WARP) for word in left], left_name, rows, depth)
         b = right_matrix([word[lanes].reshape(-1, WARP) for word in right], right_name, depth)
-        product = np.matmul(a, b.transpose(0, 2, 1)).reshape(-1, 2, 8, 4, 2)
-        for k, (out, add) in enumerate(zip(outs, adds, strict=True)):
-            values = product[:, k // 2, :, :, k % 2].reshape(-1)
-            if integer:
-                out[lanes] = values.astype(np.int64).astype(np.int32) + add[lanes]
-            else:
-                out[lanes] = values + add[lanes]
+        product = np.matmul(a, b.transpose(0, 2, 1)).reshape(-1, rows // 8, 8, 4, 2)
+        sums = [product[:, k // 2, :, :, k % 2].reshape(-1) for k in range(len(outs))]
+        # A destination may be an operand too: everything is read before anything is written.
+        if of.kind == "s":
+            found = [
+                values.astype(np.int64).astype(np.int32) + add[lanes] for values, add in zip(sums, adds, strict=True)
+            ]
+        else:
+            found = [values + add[lanes] for values, add in zip(sums, adds, strict=True)]
+        for out, values in zip(outs, found, strict=True):
+            out[lanes] = values
 
     return run
+
+
+# (rows, depth) -> the types that may be multiplied.
+_SHAPES = {
+    "m16n8k8": (16, 8, ("f16", "bf16")),
+    "m16n8k16": (16, 16, ("f16", "bf16", "s8", "u8")),
+    "m16n8k32": (16, 32, ("s8", "u8")),
+    "m8n8k16": (8, 16, ("s8", "u8")),
+}
+
+
+def _checked(ins: Instruction) -> tuple[int, int, PtxType, str, str]:
+    """(rows, depth, type of the sums, type of A, type of B); raises for what is not known."""
+    shape = next((part for part in ins.parts if part in _SHAPES), None)
+    names = [part for part in ins.parts if part in TYPES]
+    others = {part for part in ins.parts[1:] if part not in TYPES and part not in _SHAPES}
+    if shape is None or len(names) != 4 or others != {"sync", "aligned", "row", "col"}:
+        raise unknown(ins)
+    rows, depth, allowed = _SHAPES[shape]
+    out_name, left_name, right_name, add_name = names
+    integer = left_name in ("s8", "u8")
+    if left_name not in allowed or right_name not in allowed or (not integer and right_name != left_name):
+        raise unknown(ins)
+    if out_name != add_name or out_name != ("s32" if integer else "f32"):
+        raise unknown(ins)
+    return rows, depth, TYPES[out_name], left_name, right_name
 
 
 @operation("ldmatrix", collective=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import lru_cache
 
 from tools.ptx_emulator.body import BodyReader
 from tools.ptx_emulator.errors import EmulatorError
@@ -31,8 +32,12 @@ _TUNING = frozenset(
 )
 
 
+@lru_cache(maxsize=64)
 def parse(text: str) -> Text:
-    """The functions and variables of a PTX file; EmulatorError naming the line for what cannot be read."""
+    """The functions and variables of a PTX file; EmulatorError naming the line for what cannot be read.
+
+    What it returns is shared by all who parse the same text: nobody changes it.
+    """
     return _Parser(tokens_of(text)).file()
 
 

@@ -68,7 +68,7 @@ def universal(function: np.ufunc, out: np.ndarray, *sources: np.ndarray) -> Run:
 
     def run(active: Active) -> None:
         if active.full:
-            function(*sources, out)
+            function(*sources, out=out)
         else:
             lanes = active.lanes
             out[lanes] = function(*[source[lanes] for source in sources])

@@ -8,14 +8,19 @@ from tools.ptx_emulator.barriers import Barriers, is_barrier
 from tools.ptx_emulator.errors import EmulatorError
 from tools.ptx_emulator.frame import WARP, Active, Frame
 from tools.ptx_emulator.op_warp import membermask
-from tools.ptx_emulator.registry import COLLECTIVES, OPERATIONS, Run, unknown
+from tools.ptx_emulator.registry import COLLECTIVES, OPERATIONS, Run
 from tools.ptx_emulator.syntax import Function, Instruction, Symbol
 from tools.ptx_emulator.types import TYPES
 
 # After so many segments of one group another waiting group gets a turn, so that a thread may spin on a flag.
-PATIENCE = 1 << 12
+PATIENCE = 1 << 10
 LIMIT = 20_000_000
 _BRANCHES = ("bra", "brx", "ret", "exit", "trap")
+
+
+def is_known(ins: Instruction) -> bool:
+    """Whether the opcode's first word is one; its modifiers are looked at when a frame is made."""
+    return ins.root in OPERATIONS or ins.root in _BRANCHES or is_barrier(ins)
 
 
 class Program:
@@ -29,6 +34,8 @@ class Program:
         self.control = [ins.root in _BRANCHES or is_barrier(ins) for ins in self.code]
         self.collective = [self._is_collective(ins) for ins in self.code]
         self.members = {k: membermask(ins, frame) for k, ins in enumerate(self.code) if self.collective[k]}
+        # Masks that are not all ones at sight are looked at even when every thread is there.
+        self.masked = [k in self.members and not _everybody(self.members[k]) for k in range(len(self.code))]
         self.runs = [None if self.control[k] else self._compiled(ins) for k, ins in enumerate(self.code)]
         self._together: dict[int, tuple[list[Run], int]] = {}
         self._apart: dict[int, tuple[list[Run], int]] = {}
@@ -40,9 +47,10 @@ class Program:
         return ins.root in COLLECTIVES or (ins.root in ("bar", "barrier") and ins.parts[1] == "warp")
 
     def _compiled(self, ins: Instruction) -> Run:
-        if ins.root not in OPERATIONS:
-            raise unknown(ins)
-        run = OPERATIONS[ins.root](ins, self.frame)
+        try:
+            run = OPERATIONS[ins.root](ins, self.frame)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise EmulatorError(f"cannot make sense of `{ins.text}`: {error}", ins.line) from error
         if ins.guard is None:
             return run
         predicate, negate = self.frame.values[ins.guard.register], ins.guard.negate
@@ -62,7 +70,9 @@ class Program:
             end = start
             while end < len(self.code) and not self.control[end]:
                 end += 1
-                if end in self.leaders or (not together and end < len(self.code) and self.collective[end]):
+                if end in self.leaders or (
+                    end < len(self.code) and (self.masked if together else self.collective)[end]
+                ):
                     break
             cache[start] = (self.runs[start:end], end)
         return cache[start]
@@ -76,7 +86,7 @@ class Program:
         self.barriers.reset(self.live)
         self.pending: dict[int, Active] = {0: frame.start}
         self.parked: dict[int, Active] = {}
-        turns = 0
+        turns, tired = 0, -1
         with np.errstate(all="ignore"):
             while True:
                 if not self.pending:
@@ -86,19 +96,23 @@ class Program:
                 turns += 1
                 if turns > LIMIT:
                     raise EmulatorError(f"{self.function.name} does not end")
-                at = min(self.pending) if turns % PATIENCE else next(iter(self.pending))
-                self._follow(at, self.pending.pop(at))
+                at = min((place for place in self.pending if place != tired), default=tired)
+                tired = self._follow(at, self.pending.pop(at))
 
-    def _follow(self, at: int, active: Active) -> None:
-        """Runs one group until it branches apart, meets another group or waits."""
+    def _follow(self, at: int, active: Active) -> int:
+        """Runs one group until it branches apart, meets another group or waits.
+
+        Returns:
+            Where it is when it has gone on for too long and another group should have a turn, else -1.
+        """
         for _ in range(PATIENCE):
             if at >= len(self.code):
                 self._leave(active)
-                return
-            if self.collective[at] and active.count != self.live.size:
+                return -1
+            if self.masked[at] or (self.collective[at] and active.count != self.live.size):
                 ready = self._gathered(at, active)
                 if ready is None:
-                    return
+                    return -1
                 active = ready
             whole = active.count == self.live.size
             if active.count == self.count and not active.full:
@@ -110,9 +124,10 @@ class Program:
             if len(goes) != 1 or (self.pending and goes[0][0] >= min(self.pending)):
                 for place, group in goes:
                     self._add(place, group)
-                return
+                return -1
             at, active = goes[0]
         self._add(at, active)
+        return at
 
     def _add(self, at: int, active: Active) -> None:
         other = self.pending.get(at)
@@ -206,6 +221,11 @@ class Program:
                 self.code[at], "a warp never comes together here: other lanes went another way", int(group.indices()[0])
             )
         return self.barriers.stuck()
+
+
+def _everybody(members: np.ndarray | None) -> bool:
+    """Whether a membermask is the literal of all lanes, or is not given."""
+    return members is None or (members.strides == (0,) and members[0] == 0xFFFFFFFF)
 
 
 def _bits(mask: np.ndarray) -> np.ndarray:
