@@ -11,6 +11,8 @@ from edgellm.simd.operation import Emitter, constant, form, operation
 from edgellm.simd.target import TARGET
 from edgellm.simd.vector import F32, I8, I16, I32, U8, VECTORS
 
+_CURRENT_ROUNDING = 4  # of the processor, to nearest even
+
 
 @operation(form(F32, I32))
 def convert_f32(emit: Emitter, value: ir.Value) -> ir.Value:
@@ -32,6 +34,19 @@ def convert_i32(emit: Emitter, value: ir.Value) -> ir.Value:
     inside = builder.select(low, constant(F32.llvm, -(2.0**31)), zero)
     inside = builder.select(too_large, constant(F32.llvm, 0.0), inside)
     return builder.select(too_large, constant(I32.llvm, 2**31 - 1), builder.fptosi(inside, I32.llvm))
+
+
+@operation(form(I32, F32))
+def round_i32(emit: Emitter, value: ir.Value) -> ir.Value:
+    """The nearest integer, ties to even, of what lies in int32; of anything else some integer."""
+    if TARGET.arch != "x86":
+        rounded = emit.call(f"llvm.nearbyint.v{F32.lanes}f32", F32.llvm, value)
+        return emit.call(f"llvm.fptosi.sat.v{I32.lanes}i32.v{F32.lanes}f32", I32.llvm, rounded)
+    name = {16: "avx512.mask.cvtps2dq.512", 8: "avx.cvt.ps2dq.256", 4: "sse2.cvtps2dq"}[F32.lanes]
+    if F32.lanes < 16:
+        return emit.call(f"llvm.x86.{name}", I32.llvm, value)
+    all_lanes, as_it_is = ir.Constant(ir.IntType(16), -1), ir.Constant(ir.IntType(32), _CURRENT_ROUNDING)
+    return emit.call(f"llvm.x86.{name}", I32.llvm, value, constant(I32.llvm, 0), all_lanes, as_it_is)
 
 
 def _bitcast(to: Any) -> Any:

@@ -113,6 +113,10 @@ def convert_f32(value: Vector) -> Vector:
     return Vector(F32, value.lanes.astype(np.float32))
 
 
+def round_i32(value: Vector) -> Vector:
+    return convert_i32(value)
+
+
 def convert_i32(value: Vector) -> Vector:
     same_kind(value, allowed=(F32,))
     rounded = np.rint(np.nan_to_num(value.lanes.astype(np.float64), nan=0.0, posinf=2.0**31, neginf=-(2.0**31)))

@@ -115,6 +115,12 @@ def store_i32_to_i8(array: np.ndarray, index: int, value: Vector) -> None:
     _write(array, index, value.lanes.clip(-128, 127).astype(np.int8), ())
 
 
+def store_quads(array: np.ndarray, index: int, stride: int, value: Vector) -> None:
+    same_kind(value, allowed=(I32,))
+    for quad, word in enumerate(value.lanes.astype(np.int8).view(np.int32)):
+        _write(array, index + quad * stride, word[None], (np.int32,))
+
+
 def prefetch(array: np.ndarray, index: int) -> None:
     if operator.index(index) < 0:
         raise IndexError(f"prefetch at {index}")

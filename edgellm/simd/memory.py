@@ -139,6 +139,17 @@ def store_i32_to_i8(emit: Emitter, array: ir.Value, index: ir.Value, value: ir.V
     _write(emit, array, index, emit.builder.trunc(capped, ir.VectorType(_BYTE, I32.lanes)))
 
 
+@operation(form(types.void, ArrayOf(types.int32, written=True), _INDEX, _INDEX, I32))
+def store_quads(emit: Emitter, array: ir.Value, index: ir.Value, stride: ir.Value, value: ir.Value) -> None:
+    """The lanes' lower bytes, four to an int32: lanes 0-3 at `index`, 4-7 at `index` + `stride`, and so on."""
+    builder = emit.builder
+    quads = builder.bitcast(builder.trunc(value, ir.VectorType(_BYTE, I32.lanes)), ir.VectorType(_WORD, I32.lanes // 4))
+    for quad in range(I32.lanes // 4):
+        word = builder.extract_element(quads, ir.Constant(_WORD, quad))
+        builder.store(word, emit.pointer(0, array, index, _WORD, 4), align=1)
+        index = builder.add(index, stride)
+
+
 def _size_of(emit: Emitter, count: ir.Value) -> ir.Value:
     return emit.builder.mul(count, ir.Constant(count.type, 4))
 

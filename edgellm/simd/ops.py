@@ -33,6 +33,7 @@ if config.DISABLE_JIT:
         pause,
         reduce_add,
         reduce_max,
+        round_i32,
         select,
         splat_f32,
         splat_i8,
@@ -71,6 +72,7 @@ if config.DISABLE_JIT:
         store_f16,
         store_i32_to_i8,
         store_n,
+        store_quads,
     )
     from edgellm.simd.emulate_vector import F32, I8, I16, I32, U8
 else:
@@ -106,6 +108,7 @@ else:
         interleave_high,
         interleave_low,
         low_nibbles,
+        round_i32,
         table_lookup,
         widen_high,
         widen_low,
@@ -132,6 +135,7 @@ else:
         store_f16,
         store_i32_to_i8,
         store_n,
+        store_quads,
     )
     from edgellm.simd.threads import (
         atomic_add,
@@ -192,6 +196,7 @@ __all__ = [
     "prefetch",
     "reduce_add",
     "reduce_max",
+    "round_i32",
     "select",
     "splat_f32",
     "splat_i8",
@@ -204,6 +209,7 @@ __all__ = [
     "store_f16",
     "store_i32_to_i8",
     "store_n",
+    "store_quads",
     "table_lookup",
     "ticks",
     "tile",

@@ -55,6 +55,7 @@ from edgellm.simd import (
     prefetch,
     reduce_add,
     reduce_max,
+    round_i32,
     rsqrt,
     select,
     sigmoid,
@@ -69,6 +70,7 @@ from edgellm.simd import (
     store_f16,
     store_i32_to_i8,
     store_n,
+    store_quads,
     table_lookup,
     tanh,
     ticks,
@@ -133,6 +135,15 @@ def converts(floats, words, out_f, out_i, halves, bytes_out):
         store(out_f[1], i, load_f16(halves[0], i))
         store(out_f[2], i, load_bf16(halves[1], i))
         store_i32_to_i8(bytes_out, i, load_i32(words, i))
+
+
+@njit(nogil=True)
+def rounds(floats, stride, out, quads):
+    """float32 [n] -> rounded in int32 [n]; their lower bytes as quads, `stride` apart, a vector behind the other."""
+    for i in range(0, floats.shape[0], F32_LANES):
+        whole = round_i32(load_f32(floats, i))
+        store(out, i, whole)
+        store_quads(quads, i // F32_LANES * (F32_LANES // 4) * stride, stride, whole)
 
 
 @njit(nogil=True)

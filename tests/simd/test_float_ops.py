@@ -150,6 +150,18 @@ def test_floats_to_integers(converted) -> None:
     assert listed(out_i) == [plain.to_int32(value) for value in values]
 
 
+@pytest.mark.parametrize("stride", [1, 3])
+def test_floats_rounded_and_stored_as_quads(stride: int) -> None:
+    values = np.array([*range(-64, 0), *np.linspace(-127.5, 127.5, 64)], np.float32)
+    values[:8] = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 1e9, -1e9]
+    out, quads = np.empty(128, np.int32), np.full((32, stride), 77, np.int32)
+    kernels.rounds(values, stride, out, quads.reshape(-1))
+    assert listed(out) == [plain.to_int32(value) for value in listed(values)]
+    stored = quads[:, 0].copy().view(np.int8)
+    assert listed(stored) == [(whole + 128) % 256 - 128 for whole in listed(out)]
+    assert (quads[:, 1:] == 77).all()  # between them nothing is touched
+
+
 def test_integers_to_floats(converted) -> None:
     _, words, out_f, _, _, _ = converted
     assert listed(out_f[0]) == [plain.f32(float(word)) for word in words]

@@ -19,21 +19,21 @@ from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST, tile_width
 from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import (
     F32_LANES,
-    convert_i32,
     fma,
     load_f32,
     maximum,
     reduce_add,
     reduce_max,
+    round_i32,
     splat_f32,
     splat_i32,
-    store_i32_to_i8,
+    store_quads,
     zero_f32,
     zero_i32,
 )
 
-#: Bytes and words of `stage` that a vector of int8 passes through, behind the floats of a group.
-_BYTES_AT = 128
+#: Where in `stage` the inverses of a tile's scales stand, behind the floats of a group.
+_INVERSES_AT = 128
 _TOP = np.float32(127.0)
 _TOP_TWO = np.float32(127.0 * 128.0)
 #: Below it a group counts as zeros: 127 / max would leave float32.
@@ -56,35 +56,30 @@ def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nt
     columns = tokens * planes
     tile_tokens = WIDEST // planes
     first, last = share(ith, nth, (tokens + tile_tokens - 1) // tile_tokens * groups)
-    # Views are made once: each costs more than the vector that goes through it.
-    quad_bytes, stage_bytes, stage_words = quads.view(np.int8), stage.view(np.int8), stage.view(np.int32)
     for piece in range(first, last):
         begin, g = piece // groups * tile_tokens, piece % groups
         tile = begin * planes
         width = tile_width(columns - tile)
         quad, scale_at = (tile * groups + g * width) * (group // 4), 2 * (tile * groups + g * width)
         count = min(group, inputs - g * group)
-        for token in range(begin, min(begin + tile_tokens, tokens)):
-            row = op["source"] + token * op["source_stride"]
+        gathered, own = permutation >= 0 or count < group, ith * STAGE
+        if not gathered:
+            # All maxima before the first rounding: one token's would wait for its own, in a chain of 40 cycles.
+            for column in range(min(tile_tokens, tokens - begin)):
+                at = op["source"] + (begin + column) * op["source_stride"] + g * group
+                stage[own + _INVERSES_AT + column] = _measure(xs, act, at, group, scale_at + column * planes, planes)
+        for column in range(min(tile_tokens, tokens - begin)):
+            row = op["source"] + (begin + column) * op["source_stride"]
             source, at = act, row + g * group
-            if permutation >= 0 or count < group:
-                _gather(stage, ith * STAGE, act, permutations, row, g * group, permutation, count, group)
-                source, at = stage, ith * STAGE
-            _quantize_group(
-                quads,
-                xs,
-                source,
-                quad_bytes,
-                stage_bytes,
-                stage_words,
-                at,
-                ith * STAGE,
-                quad,
-                scale_at,
-                width,
-                group,
-                planes,
-            )
+            if gathered:
+                _gather(stage, own, act, permutations, row, g * group, permutation, count, group)
+                source, at = stage, own
+                stage[own + _INVERSES_AT + column] = _measure(xs, stage, own, group, scale_at, planes)
+            inverse = stage[own + _INVERSES_AT + column]
+            if planes == 1:
+                _round(quads, xs, source, at, quad, scale_at, width, group, inverse)
+            else:
+                _round_two(quads, xs, source, at, quad, scale_at, width, group, inverse)
             quad += planes
             scale_at += planes
 
@@ -100,9 +95,8 @@ def _gather(out, out_at, act, permutations, row, first, permutation, count, grou
 
 
 @bare_kernel
-def _quantize_group(
-    quads, xs, source, quad_bytes, stage_bytes, stage_words, at, stage_at, quad, scale_at, width, group, planes
-):
+def _measure(xs, source, at, group, scale_at, planes):
+    """The scales of a group into `xs`; 1 / scale of the finer plane, 0 for a group of zeros."""
     most, poison = zero_f32(), zero_f32()
     for i in range(at, at + group, F32_LANES):
         x = load_f32(source, i)
@@ -113,34 +107,38 @@ def _quantize_group(
     step, inverse = np.float32(0.0), np.float32(0.0)
     if largest > _SMALLEST:
         step, inverse = largest / top, top / largest
-    total, total_low = zero_i32(), zero_i32()
-    for i in range(0, group, F32_LANES):
-        q = convert_i32(load_f32(source, at + i) * splat_f32(inverse))
-        if planes == 2:
-            high = (q + splat_i32(64)) >> 7
-            low = q - (high << 7)
-            total_low += low
-            _put(quads, quad_bytes, stage_bytes, stage_words, stage_at, quad + i // 4 * width + 1, width, low)
-            q = high
-        total += q
-        _put(quads, quad_bytes, stage_bytes, stage_words, stage_at, quad + i // 4 * width, width, q)
     if planes == 2:
         xs[scale_at + 1] = step + nan
-        xs[scale_at + width + 1] = np.float32(reduce_add(total_low))
         step *= np.float32(128.0)
     xs[scale_at] = step + nan
+    return inverse
+
+
+@bare_kernel
+def _round(quads, xs, source, at, quad, scale_at, width, group, inverse):
+    """A group in one plane."""
+    by, total = splat_f32(inverse), zero_i32()
+    for i in range(0, group, F32_LANES):
+        q = round_i32(load_f32(source, at + i) * by)
+        total += q
+        store_quads(quads, quad + i // 4 * width, width, q)
     xs[scale_at + width] = np.float32(reduce_add(total))
 
 
 @bare_kernel
-def _put(quads, quad_bytes, stage_bytes, stage_words, stage_at, quad, width, q):
-    """A vector of numbers as quads that lie `width` apart."""
-    if width == 1:
-        store_i32_to_i8(quad_bytes, 4 * quad, q)
-        return
-    store_i32_to_i8(stage_bytes, 4 * (stage_at + _BYTES_AT), q)
-    for i in range(F32_LANES // 4):
-        quads[quad + i * width] = stage_words[stage_at + _BYTES_AT + i]
+def _round_two(quads, xs, source, at, quad, scale_at, width, group, inverse):
+    """A group in two planes."""
+    by, total, total_low = splat_f32(inverse), zero_i32(), zero_i32()
+    for i in range(0, group, F32_LANES):
+        q = round_i32(load_f32(source, at + i) * by)
+        high = (q + splat_i32(64)) >> 7
+        low = q - (high << 7)
+        total += high
+        total_low += low
+        store_quads(quads, quad + i // 4 * width, width, high)
+        store_quads(quads, quad + i // 4 * width + 1, width, low)
+    xs[scale_at + width] = np.float32(reduce_add(total))
+    xs[scale_at + width + 1] = np.float32(reduce_add(total_low))
 
 
 @bare_kernel
