@@ -18,6 +18,8 @@ heads * tiles], zero before the first step) and leaves them zero again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 #: Fields of `stats`.
 LARGEST = 0
 TOTAL = 1
@@ -60,3 +62,32 @@ def decode_kernel(storage: str, head_dim: int, group: int) -> tuple[str, int]:
     heads = next((heads for heads in DECODE_HEADS if group <= heads), most)
     heads = min(heads, most)
     return f"attention_decode_{storage}_d{8 * lanes}_h{heads}", -(-group // heads)
+
+
+#: Prefill on the tensor cores: widths of heads there are kernels for, rows (tokens times query heads of a KV head) of a
+#: block, columns of the values that a block has.
+PREFILL_WIDTHS = (64, 128, 256)
+PREFILL_ROWS = 64
+VALUE_COLUMNS = 128
+
+
+@dataclass(frozen=True)
+class PrefillKernel:
+    """A prefill kernel and its grid: `tokens` a block on the x axis, KV heads * `parts` on the y axis."""
+
+    name: str
+    tokens: int
+    parts: int
+
+
+def prefill_kernel(storage: str, head_dim: int, group: int, capability: int) -> PrefillKernel | None:
+    """The prefill kernel for such heads on a device of that compute capability (87 means 8.7).
+
+    None below 7.5, which has no `ldmatrix`, and for more query heads a KV head than a block has rows: there the decode
+    kernel takes the tokens as its rows, without `fused`.
+    """
+    if capability < 75 or group > PREFILL_ROWS:
+        return None
+    width = next(width for width in PREFILL_WIDTHS if head_dim <= width)
+    name = f"attention_prefill_{storage}_d{width}" + ("_k8" if capability < 80 else "")
+    return PrefillKernel(name, PREFILL_ROWS // group, -(-width // VALUE_COLUMNS))
