@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 from edgellm.errors import BackendUnavailable, UsageError
@@ -25,10 +26,11 @@ def installed() -> list[str]:
 
 
 def _exists(name: str) -> bool:
-    """A folder becomes a backend with its `backend.py`; kernels may stand there before."""
-    if importlib.util.find_spec(f"edgellm.backends.{name}") is None:
+    """A folder becomes a backend with its `backend.py`; kernels may stand there before. Imports nothing."""
+    package = importlib.util.find_spec(f"edgellm.backends.{name}")
+    if package is None:
         return False
-    return importlib.util.find_spec(f"edgellm.backends.{name}.backend") is not None
+    return PathFinder.find_spec(f"{package.name}.backend", package.submodule_search_locations) is not None
 
 
 def find(name: str | None = None, device: str | None = None) -> Backend:
