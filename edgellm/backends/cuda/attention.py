@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.backends.cuda.cache import CudaCache
+from edgellm.backends.cuda.cache import CachePlaces
 from edgellm.backends.cuda.calls import Call
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.kernels.cache_layout import MAX_HEAD_DIM
@@ -99,7 +99,7 @@ class Attention:
         config: ModelConfig,
         weights: DeviceWeights,
         space: Space,
-        cache: CudaCache,
+        cache: CachePlaces,
         scratch: AttentionScratch,
         rows: int,
         decode: bool,

@@ -27,13 +27,21 @@ class LayerCache:
     rows: int
 
 
+@dataclass(frozen=True)
+class CachePlaces:
+    """What launches need of a cache: its geometry and where each layer's arrays lie. Holds no memory itself."""
+
+    geometry: CacheGeometry
+    layers: tuple[LayerCache, ...]
+
+
 class CudaCache:
     """See `interface.Cache`.
 
     Attributes:
         geometry: of the cache.
         num_slots: slots.
-        layers: where each layer's arrays lie.
+        places: where each layer's arrays lie.
         nbytes: of device memory held.
         steps: what the runner made ready for this cache, launches with its addresses in them; None until it did.
 
@@ -49,7 +57,8 @@ class CudaCache:
         self.steps: Any = None
         self._device, self._stream = device, stream
         self._pool = Pool(device, "the cache")
-        self.layers = tuple(self._allocate(layer) for layer in range(len(geometry.windows)))
+        layers = tuple(self._allocate(layer) for layer in range(len(geometry.windows)))
+        self.places = CachePlaces(geometry, layers)
         self.nbytes = self._pool.nbytes
 
     def copy_slot(self, source: SlotState, target: int) -> None:
@@ -98,7 +107,7 @@ class CudaCache:
         return self.geometry.row_of(layer, state, state.numbers(oldest=self.geometry.oldest_held(layer, state)))
 
     def _arrays(self) -> Iterator[_Array]:
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.places.layers):
             for kind, address in (("keys", layer.keys), ("values", layer.values)):
                 yield _Array(f"layers.{number}.{kind}", number, address, self.geometry, layer.rows, self.geometry.dtype)
             if layer.key_scales:

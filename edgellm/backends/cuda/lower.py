@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgellm.backends.cuda.attention import Attention, AttentionScratch
-from edgellm.backends.cuda.cache import CudaCache
+from edgellm.backends.cuda.cache import CachePlaces
 from edgellm.backends.cuda.calls import Call, KernelSet
 from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TOKEN
 from edgellm.backends.cuda.linears import GEMV_TOKENS, Around, embed, gemm, gemv, takes_half
@@ -59,7 +59,7 @@ class StepShape:
         return self.rows > GEMV_TOKENS
 
 
-def lower(model: Model, cache: CudaCache, scratch: AttentionScratch, shape: StepShape) -> list[Call]:
+def lower(model: Model, cache: CachePlaces, scratch: AttentionScratch, shape: StepShape) -> list[Call]:
     """The launches of a step; those of the logits are `lower_logits`'."""
     return _Lowering(model, cache, scratch, shape).lower()
 
@@ -98,7 +98,7 @@ def _norm_of(model: Model, norm: Op | None) -> dict[str, Any]:
 
 
 class _Lowering:
-    def __init__(self, model: Model, cache: CudaCache, scratch: AttentionScratch, shape: StepShape) -> None:
+    def __init__(self, model: Model, cache: CachePlaces, scratch: AttentionScratch, shape: StepShape) -> None:
         self.model, self.shape = model, shape
         self.ops = model.program.ops
         self.buffers = model.space.buffers

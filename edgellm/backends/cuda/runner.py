@@ -67,7 +67,7 @@ class CudaRunner:
         if model is None:
             raise EngineClosed("the model was closed")
         if cache.steps is None:
-            cache.steps = Steps(self._device, self._stream, model, cache)
+            cache.steps = Steps(self._device, self._stream, model, cache.places)
         answer = _Answer(batch, self._has_logits, self._width)
         with self._device:
             for part in parts_of(batch, model.space.rows):

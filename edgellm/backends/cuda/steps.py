@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 
 from edgellm.backends.cuda.attention import AttentionScratch
-from edgellm.backends.cuda.cache import CudaCache
+from edgellm.backends.cuda.cache import CachePlaces
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.graph import Graph
 from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_logits
@@ -20,9 +20,10 @@ _KEPT = 8
 
 
 class Steps:
-    """What a model does with one cache. The device's context must be current where work is put into the stream."""
+    """What a model does with one cache, which owns this and is not held by it, so that its memory is free as soon as
+    nobody has it any more. The device's context must be current where work is put into the stream."""
 
-    def __init__(self, device: Device, stream: Stream, model: Model, cache: CudaCache) -> None:
+    def __init__(self, device: Device, stream: Stream, model: Model, cache: CachePlaces) -> None:
         self._model, self._cache, self._stream = model, cache, stream
         self._scratch = AttentionScratch(device, stream, model.program.config, cache.geometry)
         self._decodes: dict[int, Graph] = {}
