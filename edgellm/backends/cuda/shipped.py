@@ -1,9 +1,9 @@
 """The kernels' code that the package carries: PTX text in `code/`, and `code/index.json`, which says what is in it.
 
 The index has, by kernel, what `Entry` has, and by target where its text lies: `"code": {"80": [offset, bytes]}` is a
-part of `code/sm_80.ptx`. A target's file has a kernel only where its text differs from the next lower target's. A module
-for a device is a header and the texts asked for, each of the greatest target that is not above the device; so a driver
-compiles what is launched and nothing else. `python -m tools.build_cuda_kernels` writes the folder.
+part of `code/sm_80.ptx`. A target's file has a kernel only where its text differs from the next lower target's. A
+module for a device is a header and the texts asked for, each of the greatest target that is not above the device; so a
+driver compiles what is launched and nothing else. `python -m tools.build_cuda_kernels` writes the folder.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Shipped:
     Attributes:
         entries: the kernels by name.
         texts: by kernel and target the text of its body.
-        sources: digest of the sources it was built from (tools/build_cuda_kernels.py).
+        sources: by kernel the digest of the sources it was built from (tools/cuda_code/sources.py).
     """
 
     entries: dict[str, Entry]
     texts: dict[str, dict[int, str]]
-    sources: str
+    sources: dict[str, str]
 
     def module(self, names: Iterable[str], capability: int) -> str:
         """PTX of the kernels `names` for a device of that compute capability (87 means 8.7).
@@ -91,11 +91,12 @@ def shipped(folder: Path = CODE) -> Shipped:
         if hashlib.sha256(data).hexdigest() != digest:
             raise _damaged(path, "targets." + target, "another digest", digest)
         files[int(target)] = data.decode("ascii")
-    entries, texts = {}, {}
+    entries, texts, sources = {}, {}, {}
     for name, row in index["kernels"].items():
         entries[name] = _entry(name, row)
         texts[name] = {int(t): files[int(t)][start : start + size] for t, (start, size) in row["code"].items()}
-    return Shipped(entries, texts, index["sources"])
+        sources[name] = row["sources"]
+    return Shipped(entries, texts, sources)
 
 
 def _entry(name: str, row: dict[str, Any]) -> Entry:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from numba import cuda
 
-from edgellm.backends.cuda.ptx.asm import OPS, Op, asm, device
+from edgellm.backends.cuda.ptx.asm import OPS, Op, asm
 from edgellm.backends.cuda.ptx.bits import (
     and_or,
     and_xor,
@@ -41,6 +41,7 @@ from edgellm.backends.cuda.ptx.bits import (
     mul_hi_u32,
     prmt,
 )
+from edgellm.backends.cuda.ptx.function import device
 from edgellm.backends.cuda.ptx.half import (
     add_f16x2,
     f16_to_f32,

@@ -8,7 +8,7 @@ Operands are numbered outputs first. A parameter annotated `Global` or `Shared` 
 or pointer, the op's next parameter is the index of the element, and the template gets one operand, its address (64 bits
 in global memory, 32 in shared). `OPS` holds every op by name; `twins.py` says in NumPy what each computes.
 
-What takes several ops is a `device` function, compiled into every kernel that calls it.
+What takes several ops is a `device` function (`function.py`), compiled into every kernel that calls it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
-from numba import cuda
 from numba.cuda import types
 from numba.cuda.core.targetconfig import ConfigStack
 from numba.cuda.extending import intrinsic
@@ -27,6 +26,7 @@ from numba.cuda.extending import intrinsic
 from edgellm.backends.cuda.ptx.types import BY_NAME, CONSTRAINT, LLVM
 
 _GLOBAL_SPACE, _SHARED_SPACE = 1, 3
+OLDER = "// stands in for "
 
 
 class Global:
@@ -51,15 +51,13 @@ class Op:
     collective: bool
 
     def template_for(self, capability: int) -> str:
-        return self.template if capability >= self.lowest or self.older is None else self.older
+        """The PTX there. What stands in for a newer op says so in a comment: `compile.py` looks for it."""
+        if capability >= self.lowest or self.older is None:
+            return self.template
+        return f"{self.older} {OLDER}{self.name}"
 
 
 OPS: dict[str, Op] = {}
-
-
-def device(function: Callable[..., Any]) -> Any:
-    """A function of ops that kernels may call: it becomes part of each caller, compiled for the caller's target."""
-    return cuda.jit(device=True, inline="always")(function)
 
 
 def asm(

@@ -7,7 +7,8 @@ accordingly. Kim et al., "Who Says Elephants Can't Run" (2022), section on int4 
 
 from __future__ import annotations
 
-from edgellm.backends.cuda.ptx.asm import asm, device
+from edgellm.backends.cuda.ptx.asm import asm
+from edgellm.backends.cuda.ptx.function import device
 from edgellm.backends.cuda.ptx.half import fma_bf16x2, fma_f16x2, sub_f16x2
 from edgellm.backends.cuda.ptx.types import f32, i32, u32
 

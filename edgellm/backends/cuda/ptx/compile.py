@@ -6,6 +6,7 @@ functions lies; so NVVM is called here.
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numba.cuda.cudadrv import nvvm
 
 from edgellm.backends.cuda.entry import Parameter
 from edgellm.backends.cuda.kernels.declare import Kernel
+from edgellm.backends.cuda.ptx.asm import OLDER, OPS
 from edgellm.backends.cuda.ptx.text import body
 from edgellm.backends.cuda.ptx.types import BY_NAME
 from edgellm.backends.cuda.shipped import VERSIONS, header
@@ -39,14 +41,26 @@ def ptx_of(kernel: Kernel, capability: int) -> str:
         numba's own errors: the function cannot be compiled.
     """
     target = max((known for known in TARGETS if known <= capability), default=0)
-    return header(target) + body_of(kernel, target) if target else _refuse(kernel, capability)
+    if not target or not kernel.runs_on(target):
+        allowed = f"{kernel.lowest} to {kernel.highest or 'any'}"
+        raise UsageError("a kernel does not run there", key=kernel.name, found=capability, allowed=allowed)
+    return header(target) + body(compiled(kernel, max(target, _LOWEST_COMPILED)), kernel.name)
 
 
-def body_of(kernel: Kernel, target: int) -> str:
-    """The kernel's text without the header, for one of `TARGETS`. Errors as `ptx_of`."""
-    if not kernel.runs_on(target):
-        _refuse(kernel, target)
-    return body(compiled(kernel, max(target, _LOWEST_COMPILED)), kernel.name)
+def texts_of(kernel: Kernel) -> dict[int, str]:
+    """The kernel's texts by target: of the lowest it runs on, and of each where an op of it has become better.
+
+    Other targets take the text of the next lower one: what NVVM itself knows of them changes nothing in float32 code.
+    Errors as `ptx_of`.
+    """
+    texts: dict[int, str] = {}
+    newer_ops: set[int] = set()
+    for target in TARGETS:
+        if kernel.runs_on(target) and (not texts or any(max(texts) < newer <= target for newer in newer_ops)):
+            code = compiled(kernel, max(target, _LOWEST_COMPILED))
+            texts[target] = body(code, kernel.name)
+            newer_ops = {OPS[name].lowest for name in re.findall(rf"{OLDER}(\w+)", code)}
+    return texts
 
 
 def compiled(kernel: Kernel, capability: int) -> str:
@@ -71,8 +85,3 @@ def compiled(kernel: Kernel, capability: int) -> str:
 def _type(parameter: Parameter) -> Any:
     kind = BY_NAME[parameter.type.rstrip("*")]
     return types.CPointer(kind) if parameter.pointer else kind
-
-
-def _refuse(kernel: Kernel, capability: int) -> str:
-    allowed = f"{kernel.lowest} to {kernel.highest or 'any'}"
-    raise UsageError("a kernel does not run there", key=kernel.name, found=capability, allowed=allowed)

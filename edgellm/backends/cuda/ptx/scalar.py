@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from edgellm.backends.cuda.ptx.asm import asm, device
+from edgellm.backends.cuda.ptx.asm import asm
+from edgellm.backends.cuda.ptx.function import device
 from edgellm.backends.cuda.ptx.types import f32, i32, u32
 
 _LOG2_E = f32(1.4426950408889634)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edgellm.backends.cuda.ptx.asm import asm, device
+from edgellm.backends.cuda.ptx.asm import asm
+from edgellm.backends.cuda.ptx.function import device
 from edgellm.backends.cuda.ptx.scalar import fmax
 from edgellm.backends.cuda.ptx.types import f32, u32
 

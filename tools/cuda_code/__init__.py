@@ -1,0 +1,1 @@
+"""Building and inspecting the CUDA kernels' code: sources, assembler, machine code, table."""
