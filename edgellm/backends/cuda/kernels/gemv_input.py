@@ -11,6 +11,7 @@ the way, and the kernel's end divides by their root.
 
 from __future__ import annotations
 
+from edgellm.backends.cuda.kernels.gemv_plan import WARPS
 from edgellm.backends.cuda.kernels.linear_flags import NORM, ORDER, VECTORS
 from edgellm.backends.cuda.ptx import (
     cuda,
@@ -25,10 +26,7 @@ from edgellm.backends.cuda.ptx import (
     warp_sum,
 )
 
-#: Threads of a block of the decode kernels: 16 warps.
-THREADS = 512
-#: Inputs times tokens that a chunk holds at most.
-CHUNK = 8192
+_THREADS = 32 * WARPS
 
 
 @device
@@ -91,7 +89,7 @@ def make_stage(group):
             base = u32(token * x_stride)
             column = u32(token * stride * u32(2))
             square = f32(0)
-            for quad in range(tid, quads, u32(THREADS)):
+            for quad in range(tid, quads, u32(_THREADS)):
                 quad = u32(quad)
                 k = u32(first + quad * u32(4))
                 read_quad(v, x, base, k, inputs, order, flags)

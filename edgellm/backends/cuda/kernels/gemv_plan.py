@@ -26,8 +26,8 @@ class GemvPlan:
 def plan_gemv(layout: LinearLayout, batch: int, multiprocessors: int) -> GemvPlan:
     """The split that leaves the longest walk of a warp shortest, one block a multiprocessor.
 
-    More warps on a tile take fewer steps each, but a block then has fewer tiles a pass, and rows of x that do not fit at
-    once are brought in anew in each pass: a pass costs `_PASS_STEPS`, and a pass with chunks their copying, too.
+    More warps on a tile take fewer steps each, but a block then has fewer tiles a pass, and rows of x that do not fit
+    at once are brought in anew in each pass: a pass costs `_PASS_STEPS`, and a pass with chunks their copying, too.
     """
     room = CHUNK // INPUT_ALIGNMENT // batch
 
