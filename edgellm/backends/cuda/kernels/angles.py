@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import math
 
-from edgellm.backends.cuda.ptx import f32, f32_of_i32, fma, i32, u32, u64
-from edgellm.backends.cuda.ptx.routine import routine
+from edgellm.backends.cuda.ptx import (
+    device,
+    f32,
+    f32_of_i32,
+    fma,
+    i32,
+    u32,
+    u64,
+)
 
 _RADIANS = f32(2 * math.pi / 2**32)
 _EIGHTH = u32(1 << 29)
 
 
-@routine
+@device
 def cos_sin(word, number):
     """(cosine, sine) of `word` * `number` turns / 2^64: u64 and u32; absolute error below 1.5e-7."""
     angle = u32((word * u64(number)) >> u64(32))

@@ -33,8 +33,14 @@ from edgellm.backends.cuda.kernels.partials import DECODE_HEADS, DECODE_LANES, E
 from edgellm.backends.cuda.kernels.record import COUNT, END, EVICTED, RECORD_WORDS, SINKS, SLOT
 from edgellm.backends.cuda.kernels.stored import STORAGES
 from edgellm.backends.cuda.kernels.visible import later_run, oldest_of, row_of, sinks_run
-from edgellm.backends.cuda.ptx import cuda, f32, rcp, u32, u64
-from edgellm.backends.cuda.ptx.routine import routine
+from edgellm.backends.cuda.ptx import (
+    cuda,
+    device,
+    f32,
+    rcp,
+    u32,
+    u64,
+)
 
 _WARPS = 4
 _PADDING = u32(DEPTH_ALIGNMENT - 1)
@@ -81,7 +87,7 @@ _PARAMETERS = (
 
 
 def _stage_queries(heads: int, width: int) -> Any:
-    @routine
+    @device
     def stage_queries(
         stage,
         q,
@@ -127,7 +133,7 @@ def _stage_own(storage: str, heads: int, width: int) -> Any:
     round_head = STORAGES[storage].round
     own_key, own_value = u32(2 * heads * width), u32((2 * heads + 1) * width)
 
-    @routine
+    @device
     def stage_own(
         stage,
         k,
@@ -168,7 +174,7 @@ def _stage_own(storage: str, heads: int, width: int) -> Any:
 def _write(heads: int, width: int) -> Any:
     total_of = sum_warps(_WARPS, heads, width)
 
-    @routine
+    @device
     def write(
         gather,
         flag,

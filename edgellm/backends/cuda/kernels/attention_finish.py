@@ -9,8 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 from edgellm.backends.cuda.kernels.partials import EMPTY, LARGEST, STATS, TOTAL
-from edgellm.backends.cuda.ptx import atomic_inc, cuda, ex2, f32, fence, fma, fmax, rcp, u32
-from edgellm.backends.cuda.ptx.routine import routine
+from edgellm.backends.cuda.ptx import (
+    atomic_inc,
+    cuda,
+    device,
+    ex2,
+    f32,
+    fence,
+    fma,
+    fmax,
+    rcp,
+    u32,
+)
 
 _EMPTY = f32(EMPTY)
 _EIGHT = u32(8)
@@ -26,7 +36,7 @@ def gather_warp(warps: int, heads: int, width: int) -> Any:
     """Device function: a warp leaves what its first row group has."""
     stats_at = u32(warps * heads * width)
 
-    @routine
+    @device
     def leave(gather, weighted, largest, mass, first, lane, warp):
         if lane < u32(width // 8):
             for h in range(u32(heads)):
@@ -46,7 +56,7 @@ def sum_warps(warps: int, heads: int, width: int) -> Any:
     """Device function: (largest, total, weighted value) of element `e` of head `h`, over the warps in their order."""
     stats_at = u32(warps * heads * width)
 
-    @routine
+    @device
     def total_of(gather, h, e):
         most = _EMPTY
         for warp in range(u32(warps)):
@@ -62,7 +72,7 @@ def sum_warps(warps: int, heads: int, width: int) -> Any:
     return total_of
 
 
-@routine
+@device
 def came_last(counters, at, blocks, flag, thread):
     """Whether this block is the last of `blocks` to come; all others' writes are then seen. `flag`: u32 [1], shared."""
     fence()
@@ -76,7 +86,7 @@ def came_last(counters, at, blocks, flag, thread):
     return last
 
 
-@routine
+@device
 def combined(sums, stats, partial, splits, head_dim, e):
     """Element `e` of the output of a head whose first split is number `partial`, over `splits` splits with keys."""
     most = _EMPTY

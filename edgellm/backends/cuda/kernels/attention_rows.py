@@ -17,8 +17,18 @@ from typing import Any
 
 from edgellm.backends.cuda.kernels.stored import STORAGES
 from edgellm.backends.cuda.kernels.visible import wrapped
-from edgellm.backends.cuda.ptx import cuda, ex2, f32, fma, fmax, shfl_xor, tanh, u32, u64
-from edgellm.backends.cuda.ptx.routine import routine
+from edgellm.backends.cuda.ptx import (
+    cuda,
+    device,
+    ex2,
+    f32,
+    fma,
+    fmax,
+    shfl_xor,
+    tanh,
+    u32,
+    u64,
+)
 
 _EIGHT = u32(8)
 
@@ -46,7 +56,7 @@ def row_attention(storage: str, lanes: int, heads: int, unroll: int, warps: int)
 def _load_queries(lanes: int, heads: int) -> Any:
     width = u32(8 * lanes)
 
-    @routine
+    @device
     def load_queries(query, stage, at, first, factor):
         """The lane's elements, from `first` on, of the heads that lie at stage[at], times factor."""
         for h in range(u32(heads)):
@@ -59,7 +69,7 @@ def _load_queries(lanes: int, heads: int) -> Any:
 def _finish_scores(lanes: int, count: int) -> Any:
     lane_bits = lanes.bit_length() - 1
 
-    @routine
+    @device
     def finish_scores(score, cap):
         """Sum `count` dot products over the lanes of a row, and apply the softcap."""
         for i in range(u32(count)):
@@ -80,7 +90,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
     finish_scores = _finish_scores(lanes, unroll * heads)
     scores, loaded = unroll * heads, 4 * unroll
 
-    @routine
+    @device
     def load_rows(memory, loaded_words, at, u):
         a, b, c, d = words(memory, at)
         loaded_words[u * u32(4)] = a
@@ -88,7 +98,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
         loaded_words[u * u32(4) + u32(2)] = c
         loaded_words[u * u32(4) + u32(3)] = d
 
-    @routine
+    @device
     def unpack(row, loaded_words, u):
         w = u * u32(4)
         a, b, c, d, e, f, g, h = floats(
@@ -96,7 +106,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
         )
         row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7] = a, b, c, d, e, f, g, h
 
-    @routine
+    @device
     def absorb(score, value_scale, value_words, row, ok, query, weighted, largest, mass):
         for h in range(u32(heads)):
             most = largest[h]
@@ -118,7 +128,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
                     i = h * _EIGHT + e
                     weighted[i] = fma(score[u * u32(heads) + h], row[e], weighted[i])
 
-    @routine
+    @device
     def absorb_run(
         keys, values, key_scales, value_scales, query, weighted, largest, mass, places, begin, stop, lane, warp, cap
     ):
@@ -163,7 +173,7 @@ def _absorb_run(storage: str, lanes: int, heads: int, unroll: int, warps: int) -
 def _absorb_own(lanes: int, heads: int) -> Any:
     finish_scores = _finish_scores(lanes, heads)
 
-    @routine
+    @device
     def absorb_own(query, weighted, largest, mass, stage, key, value, first, lane, cap):
         """Take in one row that lies in shared memory, key at stage[key], value at stage[value]; for the first group."""
         score = cuda.local.array(heads, f32)
@@ -189,7 +199,7 @@ def _absorb_own(lanes: int, heads: int) -> Any:
 def _merge_groups(lanes: int, heads: int) -> Any:
     group_bits = (32 // lanes).bit_length() - 1
 
-    @routine
+    @device
     def merge_groups(weighted, largest, mass):
         """Put the groups of the warp together, in every lane."""
         for step in range(group_bits):

@@ -25,6 +25,7 @@ from edgellm.backends.cuda.kernels.stored import STORAGES
 from edgellm.backends.cuda.kernels.visible import oldest_of, wrapped
 from edgellm.backends.cuda.ptx import (
     cp_async16_part,
+    device,
     ex2,
     f32,
     fabs,
@@ -42,7 +43,6 @@ from edgellm.backends.cuda.ptx import (
     u32,
     u64,
 )
-from edgellm.backends.cuda.ptx.routine import routine
 
 _TWO, _FOUR, _EIGHT, _SIXTEEN = u32(2), u32(4), u32(8), u32(16)
 _NEVER = f32(float("-inf"))
@@ -70,12 +70,12 @@ class TileShape:
     threads: int = 128
 
 
-@routine
+@device
 def _product_k16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     return mma_m16n8k16_f16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3)
 
 
-@routine
+@device
 def _product_k8(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     d0, d1, d2, d3 = mma_m16n8k8_f16(a0, a1, b0, c0, c1, c2, c3)
     return mma_m16n8k8_f16(a2, a3, b1, d0, d1, d2, d3)
@@ -91,7 +91,7 @@ def begin_copy(keys: int, elements: int, threads: int) -> Any:
     row_chunks = elements // 8
     step, passes, pitch = threads // row_chunks, keys * row_chunks // threads, elements + PADDING
 
-    @routine
+    @device
     def copy(tile, cache, scales, places, first, column, thread):
         head_rows, depth, base, start, modulus, count = places
         chunk = u32(u32(thread & u32(row_chunks - 1)) * _EIGHT)
@@ -114,7 +114,7 @@ def load_tile(storage: str, keys: int, elements: int, threads: int) -> Any:
     row_chunks = elements // 8
     step, passes, pitch = threads // row_chunks, keys * row_chunks // threads, elements + PADDING
 
-    @routine
+    @device
     def load(tile, cache, scales, places, first, column, thread):
         head_rows, depth, base, start, modulus, count = places
         chunk = u32(u32(thread & u32(row_chunks - 1)) * _EIGHT)
@@ -137,7 +137,7 @@ def load_tile(storage: str, keys: int, elements: int, threads: int) -> Any:
     return load
 
 
-@routine
+@device
 def no_wait():
     """Where nothing is copied there is nothing to wait for."""
 
@@ -145,7 +145,7 @@ def no_wait():
 def load_queries(width: int) -> Any:
     """Device function: the A fragments of the lane's rows of x, and the powers of two they were divided by."""
 
-    @routine
+    @device
     def row_scale(x, at, head_dim, t):
         largest = f32(0.0)
         column = t
@@ -154,14 +154,14 @@ def load_queries(width: int) -> Any:
             column = u32(column + _FOUR)
         return half_scale(quad_max(largest))
 
-    @routine
+    @device
     def pair(x, at, column, head_dim, multiplier):
         ok = at != _NOBODY
         low = x[at + column] * multiplier if ok and column < head_dim else f32(0.0)
         high = x[at + column + u32(1)] * multiplier if ok and u32(column + u32(1)) < head_dim else f32(0.0)
         return pack_f16x2(low, high)
 
-    @routine
+    @device
     def load(query, x, table, row, head_dim, t):
         first, second = table[_SOURCE + row], table[_SOURCE + row + _EIGHT]
         first_multiplier, first_scale = row_scale(x, first, head_dim, t)
@@ -179,7 +179,7 @@ def find_scores(shape: TileShape, turing: bool) -> Any:
     """Device function: score = query . keys of the tile, unscaled."""
     multiply, pitch, keys, width = product(turing), shape.width + PADDING, shape.keys, shape.width
 
-    @routine
+    @device
     def find(score, query, tile, lane):
         row = u32(u32(u32(lane >> _FOUR) * _EIGHT) + u32(lane & u32(7)))
         column = u32(u32(lane >> u32(3) & u32(1)) * _EIGHT)
@@ -207,7 +207,7 @@ def weigh_scores(shape: TileShape) -> Any:
     """Device function: scores become weights exp2(score - largest) and what was summed before shrinks accordingly."""
     keys, columns = shape.keys, shape.columns
 
-    @routine
+    @device
     def weigh(score, weighted, state, first_factor, second_factor, cap, edge, key, last, table, row, window, t):
         """`key` is the number of the tile's first key, `last` that of the last key of the run + 1. Masks only where
         `edge` says that some key of the tile is not seen by all rows."""
@@ -254,7 +254,7 @@ def add_values(shape: TileShape, turing: bool) -> Any:
     """Device function: weighted += weights . values of the tile."""
     multiply, pitch, keys, columns = product(turing), shape.columns + PADDING, shape.keys, shape.columns
 
-    @routine
+    @device
     def add(weighted, score, tile, lane):
         row = u32(lane & u32(15))
         column = u32(u32(lane >> _FOUR) * _EIGHT)
@@ -285,7 +285,7 @@ def store_rows(shape: TileShape) -> Any:
     """Device function: what the rows have found goes to the output, columns from `first` on."""
     columns = shape.columns
 
-    @routine
+    @device
     def store_row(out, at, weighted, half, share, first, head_dim, t):
         if at != _NOBODY:
             for block in range(u32(columns // 8)):
@@ -294,7 +294,7 @@ def store_rows(shape: TileShape) -> Any:
                     if u32(column + e) < head_dim:
                         out[at + column + e] = weighted[block * _FOUR + half * _TWO + e] * share
 
-    @routine
+    @device
     def store(out, weighted, state, table, row, first, head_dim, t):
         share = rcp(quad_sum(state[2]))
         store_row(out, table[_TARGET + row], weighted, u32(0), share, first, head_dim, t)

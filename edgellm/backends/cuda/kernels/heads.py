@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.angles import cos_sin
 from edgellm.backends.cuda.ptx import (
+    device,
     f32,
     f32_of_u32,
     fabs,
@@ -20,12 +21,11 @@ from edgellm.backends.cuda.ptx import (
     warp_max,
     warp_sum,
 )
-from edgellm.backends.cuda.ptx.routine import routine
 
 _WARP = u32(32)
 
 
-@routine
+@device
 def take_head(stage, at, x, source, head_dim, depth, lane):
     """Load the head that begins at x[source] and pad it with zeros."""
     e = lane
@@ -35,7 +35,7 @@ def take_head(stage, at, x, source, head_dim, depth, lane):
     warp_barrier()
 
 
-@routine
+@device
 def normalise_head(stage, at, weight, head_dim, eps, offset, lane):
     """head / sqrt(mean(head^2) + eps) * (offset + weight), RMSNorm over the head (arXiv:1910.07467)."""
     total = f32(0.0)
@@ -51,7 +51,7 @@ def normalise_head(stage, at, weight, head_dim, eps, offset, lane):
     warp_barrier()
 
 
-@routine
+@device
 def turn_head(out, target, stage, at, turns, half, number, depth, lane):
     """Turn pairs (j, j + half), j < half, of the head to that number, into out[target], which may be the head itself.
 
@@ -72,14 +72,14 @@ def turn_head(out, target, stage, at, turns, half, number, depth, lane):
     warp_barrier()
 
 
-@routine
+@device
 def divide(a, b, inverse):
     """a / b, given about 1 / b: the quotient is corrected by its remainder, so ties round as a true division's do."""
     quotient = a * inverse
     return fma(fma(-quotient, b, a), inverse, quotient)
 
 
-@routine
+@device
 def head_scale(stage, at, depth, lane):
     """max |head| / 127, the scale of int8 storage; NaN where the head has a NaN or an infinity."""
     largest = f32(0.0)

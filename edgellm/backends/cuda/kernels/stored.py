@@ -10,6 +10,7 @@ from typing import Any
 
 from edgellm.backends.cuda.kernels.heads import divide, head_scale
 from edgellm.backends.cuda.ptx import (
+    device,
     f16_to_f32,
     f32,
     f32_of_bits,
@@ -25,7 +26,6 @@ from edgellm.backends.cuda.ptx import (
     unpack_f16x2,
     warp_barrier,
 )
-from edgellm.backends.cuda.ptx.routine import routine
 
 _SIGNS = u32(0x80808080)
 _F32_2_23 = u32(0x4B000000)  # 2^23: its ulp is 1
@@ -33,20 +33,20 @@ _ZERO_CODE = f32(2.0**23 + 128)
 _LEAST_SCALE = f32(1e-37)  # below it 1 / scale is no float32
 
 
-@routine
+@device
 def words_float16(cache, at):
     """The four words of elements at .. at + 7."""
     return ldg128(cache, at)
 
 
-@routine
+@device
 def words_int8(cache, at):
     """The two words of elements at .. at + 7, and two that say nothing."""
     low, high = ldg64(cache, at)
     return low, high, u32(0), u32(0)
 
 
-@routine
+@device
 def floats_float16(a, b, c, d):
     """Eight floats of four words."""
     e0, e1 = unpack_f16x2(a)
@@ -56,12 +56,12 @@ def floats_float16(a, b, c, d):
     return e0, e1, e2, e3, e4, e5, e6, e7
 
 
-@routine
+@device
 def _code(word, selector):
     return f32_of_bits(prmt(word, _F32_2_23, selector)) - _ZERO_CODE
 
 
-@routine
+@device
 def floats_int8(a, b, c, d):
     """Eight codes of two words as floats: a byte, its sign flipped, goes into the mantissa of 2^23."""
     low = u32(a ^ _SIGNS)
@@ -78,7 +78,7 @@ def floats_int8(a, b, c, d):
     )
 
 
-@routine
+@device
 def round_float16(cache, scales, place, keep, stage, at, depth, lane):
     """Round the head at stage[at] as float16 storage does; where `keep`, store it, padding included, as row `place`."""
     e = lane
@@ -91,7 +91,7 @@ def round_float16(cache, scales, place, keep, stage, at, depth, lane):
     warp_barrier()
 
 
-@routine
+@device
 def round_int8(cache, scales, place, keep, stage, at, depth, lane):
     """Round the head at stage[at] as int8 storage does; where `keep`, store it, padding included, as row `place`."""
     scale = head_scale(stage, at, depth, lane)

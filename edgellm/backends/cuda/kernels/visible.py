@@ -10,11 +10,13 @@ so that start < modulus makes one subtraction of the remainder.
 
 from __future__ import annotations
 
-from edgellm.backends.cuda.ptx import u32
-from edgellm.backends.cuda.ptx.routine import routine
+from edgellm.backends.cuda.ptx import (
+    device,
+    u32,
+)
 
 
-@routine
+@device
 def row_of(number, sinks, rows, ring):
     """The row of token `number`; `ring` is 1 in a layer that keeps only its window of `rows` rows."""
     base = u32(0) if ring != u32(0) else sinks
@@ -23,13 +25,13 @@ def row_of(number, sinks, rows, ring):
     return number if number < base else turned
 
 
-@routine
+@device
 def oldest_of(number, window):
     """The least number that token `number` sees; `window` 0: all."""
     return u32(u32(number + u32(1)) - window) if (window != u32(0)) & (number >= window) else u32(0)
 
 
-@routine
+@device
 def sinks_run(oldest, end, evicted, sinks, rows):
     """(count, start) of the sinks from `oldest` up to number `end`, exclusive; its ring is all rows."""
     last = sinks if sinks < end else end
@@ -37,7 +39,7 @@ def sinks_run(oldest, end, evicted, sinks, rows):
     return u32(last - oldest) if some else u32(0), u32(oldest % rows)
 
 
-@routine
+@device
 def later_run(oldest, end, evicted, sinks, rows, ring):
     """(count, base, start, modulus) of the tokens behind the sinks from `oldest` up to `end`, exclusive.
 
@@ -52,7 +54,7 @@ def later_run(oldest, end, evicted, sinks, rows, ring):
     return count, base, u32(u32(first - base) % modulus), modulus
 
 
-@routine
+@device
 def wrapped(base, place, modulus):
     """The row at `place` < 2 * modulus of a ring."""
     return u32(base + (u32(place - modulus) if place >= modulus else place))
