@@ -12,7 +12,7 @@ import pytest
 from edgellm.backends.cuda.shipped import CODE, INDEX, shipped
 from tools.ptx_emulator import Module
 
-_DTYPES = {"u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "f32": np.float32, "u64": np.uint64}
+_DTYPES = {"u8": np.uint8, "i8": np.int8, "u16": np.uint16, "u32": np.uint32, "f32": np.float32, "u64": np.uint64}
 
 
 @cache
