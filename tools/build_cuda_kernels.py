@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgellm.backends.cuda.shipped import CODE, INDEX, Shipped, shipped
+from edgellm.backends.cuda.shipped import CODE, INDEX, shipped
 from tools.cuda_code.assemble import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -34,18 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--capability", type=int, action="append", help="of the table: 87 for 8.7; again for more (default: all)"
     )
+    parser.add_argument("--folder", type=Path, default=CODE, help="in place of the package's own")
     chosen = parser.parse_args(arguments)
     if chosen.table:
-        return _table(chosen.only, chosen.capability or list(CAPABILITIES))
-    return _build(chosen.only, everything=chosen.all or chosen.check, write=not chosen.check)
+        return _table(chosen.folder, chosen.only, chosen.capability or list(CAPABILITIES))
+    return _build(chosen.folder, chosen.only, everything=chosen.all or chosen.check, write=not chosen.check)
 
 
-def _build(only: str, *, everything: bool, write: bool) -> int:
+def _build(folder: Path, only: str, *, everything: bool, write: bool) -> int:
     from edgellm.backends.cuda.kernels.declare import all_kernels
     from tools.cuda_code.build import build, kept
 
     kernels = all_kernels()
-    old = shipped() if (CODE / INDEX).exists() else None
+    old = shipped(folder) if (folder / INDEX).exists() else None
     made: list[Built] = []
     written = time.monotonic()
     picked = {name: kernel for name, kernel in kernels.items() if re.search(only, name)}
@@ -55,24 +56,25 @@ def _build(only: str, *, everything: bool, write: bool) -> int:
         if compiled:
             print(name, ", ".join(f"sm_{target} {len(text)} bytes" for target, text in built.texts.items()), flush=True)
         if write and time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _compare(made + (kept(old, kernels, {one.kernel.name for one in made}) if old else []), write=True)
+            others = kept(old, kernels, {one.kernel.name for one in made}) if old else []
+            _compare(folder, made + others, write=True)
             written = time.monotonic()
     rest = kept(old, kernels, set(picked)) if old else []
-    differs = _compare(made + rest, write=write)
+    differs = _compare(folder, made + rest, write=write)
     for path in differs:
         print(f"{'wrote' if write else 'differs:'} {path.name}")
     return 0 if write or not differs else 1
 
 
-def _compare(built: list[Built], *, write: bool) -> list[Path]:
+def _compare(folder: Path, built: list[Built], *, write: bool) -> list[Path]:
     """Files of the folder that are not what was built, or should not be; made right where `write`."""
     from tools.cuda_code.build import files
 
-    wanted = {CODE / name: data for name, data in files(built).items()}
+    wanted = {folder / name: data for name, data in files(built).items()}
     differs = [path for path, data in wanted.items() if not path.exists() or path.read_bytes() != data]
-    stale = [path for path in CODE.glob("*.ptx") if path not in wanted]
+    stale = [path for path in folder.glob("*.ptx") if path not in wanted]
     if write:
-        CODE.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for path in differs:
             path.write_bytes(wanted[path])
         for path in stale:
@@ -80,11 +82,11 @@ def _compare(built: list[Built], *, write: bool) -> list[Path]:
     return differs + stale
 
 
-def _table(only: str, capabilities: list[int]) -> int:
+def _table(folder: Path, only: str, capabilities: list[int]) -> int:
     from edgellm.backends.cuda.kernels.declare import all_kernels
     from tools.cuda_code.table import lines, measure
 
-    code: Shipped = shipped()
+    code = shipped(folder)
     bits = {name: kernel.budget.weight_bits for name, kernel in all_kernels().items() if kernel.budget.weight_bits}
     names = [name for name in code.entries if re.search(only, name)]
     rows = [row for capability in capabilities for row in measure(code, names, capability).values()]
