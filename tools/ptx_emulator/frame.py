@@ -63,7 +63,7 @@ class Shape:
 class Frame:
     """Arrays of one value a thread, over all threads of the batch, blocks one after the other in whole warps."""
 
-    def __init__(self, shape: Shape, registers: list[Register], memory: Memory, sizes: tuple[int, int]) -> None:
+    def __init__(self, shape: Shape, slots: dict[Register, int], memory: Memory, sizes: tuple[int, int]) -> None:
         self.shape = shape
         self.memory = memory
         self.threads = shape.blocks * shape.lanes
@@ -75,8 +75,8 @@ class Frame:
         self.values: dict[Register, np.ndarray] = {}
         self.carry = np.zeros(self.threads, np.uint64)
         self._store: list[np.ndarray] = []
-        for bits in sorted({register.bits for register in registers}):
-            self._allocate([register for register in registers if register.bits == bits], bits)
+        for bits in sorted({register.bits for register in slots}):
+            self._allocate({register: slot for register, slot in slots.items() if register.bits == bits}, bits)
         thread = np.tile(np.arange(shape.lanes), shape.blocks)
         self.real = thread < shape.threads
         self.start = Active(self.real, full=True)
@@ -92,16 +92,17 @@ class Frame:
         self.local = Bank(self.threads * self.local_stride if local_bytes else 0)
         self.local_start = np.arange(self.threads) * self.local_stride
 
-    def _allocate(self, registers: list[Register], bits: int) -> None:
+    def _allocate(self, slots: dict[Register, int], bits: int) -> None:
+        rows = max(slots.values()) + 1
         if bits == 1:
-            store = np.zeros((len(registers), self.threads), bool)
+            store = np.zeros((rows, self.threads), bool)
         elif bits in UNSIGNED:
-            store = np.zeros((len(registers), self.threads), UNSIGNED[bits])
+            store = np.zeros((rows, self.threads), UNSIGNED[bits])
         else:
-            raise EmulatorError(f"registers of {bits} bits are not known: {registers[0].name}")
+            raise EmulatorError(f"registers of {bits} bits are not known: {next(iter(slots)).name}")
         self._store.append(store)
-        for row, register in enumerate(registers):
-            self.values[register] = store[row]
+        for register, slot in slots.items():
+            self.values[register] = store[slot]
 
     def _special(self, thread: np.ndarray) -> None:
         x, y, _ = self.shape.block

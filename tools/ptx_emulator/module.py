@@ -16,6 +16,7 @@ from tools.ptx_emulator.parser import parse
 from tools.ptx_emulator.races import RaceFinder
 from tools.ptx_emulator.registry import unknown
 from tools.ptx_emulator.schedule import Program, is_known
+from tools.ptx_emulator.slots import slots
 from tools.ptx_emulator.syntax import Function, Variable
 from tools.ptx_emulator.types import TYPES
 
@@ -112,6 +113,7 @@ class Kernel:
         for ins in self.function.body:
             if not is_known(ins):
                 raise unknown(ins)
+        self.slots = slots(self.function)
         used = symbols_used(self.function)
         self.symbols: dict[str, tuple[str, int]] = {
             name: ("global", address) for name, address in module.addresses.items() if name in used
@@ -176,7 +178,7 @@ class Kernel:
     def _frame(self, shape: Shape, shared: int) -> tuple[Frame, Program]:
         key = (shape, shared)
         if key not in self._frames:
-            frame = Frame(shape, self.function.registers, self.module.memory, (shared, self.local_bytes))
+            frame = Frame(shape, self.slots, self.module.memory, (shared, self.local_bytes))
             frame.symbols = self.symbols
             if self.module.races:
                 frame.watch = RaceFinder(frame)

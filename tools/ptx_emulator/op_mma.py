@@ -15,38 +15,33 @@ _B32 = TYPES["b32"]
 Fragment = list[np.ndarray]
 
 
-def _halves(words: np.ndarray, name: str) -> np.ndarray:
-    """[warps, 32] words -> [warps, 8, 4, 2] values of the pairs that lane 4 * g + t holds."""
-    bits = np.ascontiguousarray(words).view(np.uint16)
-    values = from_bfloat16(bits) if name == "bf16" else bits.view(np.float16)
-    return values.reshape(-1, 8, 4, 2)
-
-
-def _bytes(words: np.ndarray, name: str) -> np.ndarray:
-    """The same of four bytes a word, [warps, 8, 4, 4]."""
-    dtype = np.int8 if name == "s8" else np.uint8
-    return np.ascontiguousarray(words).view(dtype).reshape(-1, 8, 4, 4)
+def _values(words: np.ndarray, name: str) -> np.ndarray:
+    """The float64 values that words hold, two halves or four bytes of each along the last axis."""
+    if name in ("s8", "u8"):
+        return words.view(np.int8 if name == "s8" else np.uint8).astype(np.float64)
+    if name == "f16":
+        return words.view(np.float16).astype(np.float64)
+    return from_bfloat16(words.view(np.uint16)).astype(np.float64)
 
 
 def left_matrix(words: Fragment, name: str, rows: int, depth: int) -> np.ndarray:
-    """A: [warps, rows, depth] float64. Registers go rows g (and g + 8 of 16 rows), then on along the depth."""
-    decode = _bytes if name in ("s8", "u8") else _halves
-    parts = [decode(word, name) for word in words]
+    """A: [warps, rows, depth] float64. Registers go rows g (and g + 8 of 16 rows), then on along the depth.
+
+    Words are put in their places before they are taken apart: lane 4 * g + t holds row g's word t of eight bytes.
+    """
     halves = rows // 8
-    matrix = np.empty((len(parts[0]), halves, 8, len(parts) // halves, 4, parts[0].shape[-1]), np.float64)
-    for k, part in enumerate(parts):
-        matrix[:, k % halves, :, k // halves] = part
-    return matrix.reshape(len(matrix), rows, depth)
+    placed = np.empty((words[0].size // WARP, halves, 8, len(words) // halves, 4), np.uint32)
+    for k, word in enumerate(words):
+        placed[:, k % halves, :, k // halves] = word.reshape(-1, 8, 4)
+    return _values(placed.reshape(-1), name).reshape(-1, rows, depth)
 
 
 def right_matrix(words: Fragment, name: str, depth: int) -> np.ndarray:
     """B transposed: [warps, 8, depth] float64."""
-    decode = _bytes if name in ("s8", "u8") else _halves
-    parts = [decode(word, name) for word in words]
-    matrix = np.empty((len(parts[0]), 8, len(parts), 4, parts[0].shape[-1]), np.float64)
-    for k, part in enumerate(parts):
-        matrix[:, :, k] = part
-    return matrix.reshape(len(matrix), 8, depth)
+    placed = np.empty((words[0].size // WARP, 8, len(words), 4), np.uint32)
+    for k, word in enumerate(words):
+        placed[:, :, k] = word.reshape(-1, 8, 4)
+    return _values(placed.reshape(-1), name).reshape(-1, 8, depth)
 
 
 @operation("mma", collective=True)
@@ -67,8 +62,8 @@ def compile_mma(ins: Instruction, frame: Frame) -> Run:
 
     def run(active: Active) -> None:
         lanes = active.lanes
-        a = left_matrix([word[lanes].reshape(-1, WARP) for word in left], left_name, rows, depth)
-        b = right_matrix([word[lanes].reshape(-1, WARP) for word in right], right_name, depth)
+        a = left_matrix([word[lanes] for word in left], left_name, rows, depth)
+        b = right_matrix([word[lanes] for word in right], right_name, depth)
         product = np.matmul(a, b.transpose(0, 2, 1)).reshape(-1, rows // 8, 8, 4, 2)
         sums = [product[:, k // 2, :, :, k % 2].reshape(-1) for k in range(len(outs))]
         # A destination may be an operand too: everything is read before anything is written.

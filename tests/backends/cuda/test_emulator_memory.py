@@ -164,7 +164,6 @@ def test_registers_begin_poisoned() -> None:
         (".reg .b32 x; bra $nowhere;", "no label"),
         (".reg .b32 x; ld.global.u32 x;", "make sense"),
         (".reg .b32 x; mov.u32 x, ?;", "cannot read"),
-        (".reg .b128 x;", "128 bits"),
     ],
 )
 def test_text_that_is_no_ptx(text: str, message: str) -> None:
