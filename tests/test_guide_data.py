@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 import struct
@@ -18,7 +17,7 @@ GUIDE = ROOT / "models" / "guide"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tools.guide import stories, sums  # noqa: E402
+from tools.guide import stories, sums, texts  # noqa: E402
 from tools.guide.cases import answers_intent, in_conversation_cases, single_turn_cases  # noqa: E402
 from tools.guide.conversations import Generator  # noqa: E402
 from tools.guide.grammar import expand, macros  # noqa: E402
@@ -137,9 +136,13 @@ def test_published_config_and_tensors_agree():
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     width = config["num_attention_heads"] * config["head_dim"]
     narrow = config["num_key_value_heads"] * config["head_dim"]
+    quantization = config["quantization_config"]
+    bits, group = quantization["bits"], quantization["group_size"]
     expected = {"model.embed_tokens.weight": [config["vocab_size"], hidden], "model.norm.weight": [hidden]}
     for i in range(layers):
-        for name, shape in {
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            expected[f"model.layers.{i}.{name}.weight"] = [hidden]
+        for name, (outputs, inputs) in {
             "self_attn.q_proj": [width, hidden],
             "self_attn.k_proj": [narrow, hidden],
             "self_attn.v_proj": [narrow, hidden],
@@ -147,16 +150,17 @@ def test_published_config_and_tensors_agree():
             "mlp.gate_proj": [inner, hidden],
             "mlp.up_proj": [inner, hidden],
             "mlp.down_proj": [hidden, inner],
-            "input_layernorm": [hidden],
-            "post_attention_layernorm": [hidden],
         }.items():
-            expected[f"model.layers.{i}.{name}.weight"] = shape
+            stem = f"model.layers.{i}.{name}"
+            expected[f"{stem}.qweight"] = [inputs * bits // 32, outputs]
+            expected[f"{stem}.qzeros"] = [inputs // group, outputs * bits // 32]
+            expected[f"{stem}.scales"] = [inputs // group, outputs]
+            expected[f"{stem}.g_idx"] = [inputs]
     header = _header(GUIDE / "model.safetensors")
     header.pop("__metadata__")
     assert {name: entry["shape"] for name, entry in header.items()} == expected
-    assert {entry["dtype"] for entry in header.values()} == {"F16"}
-    assert sum(math.prod(shape) for shape in expected.values()) <= 4_100_000
-    assert (GUIDE / "model.safetensors").stat().st_size < 8 << 20
+    assert {entry["dtype"] for entry in header.values()} == {"F16", "I32"}
+    assert (GUIDE / "model.safetensors").stat().st_size < 3 << 20
     assert all(size % 128 == 0 for size in (hidden, inner, width))
     assert config["tie_word_embeddings"] is True
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -208,7 +212,26 @@ def test_published_template_follows_the_trained_form():
         template.render(messages=[{"role": "tool", "content": ""}], bos_token="<s>", raise_exception=raise_exception)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib reads the recipe from Python 3.11 on")
+def test_the_published_bits_are_those_of_the_recipe():
+    from edgellm.convert.recipe import make_recipe, read_recipe
+
+    stated = json.loads((GUIDE / "config.json").read_text())["quantization_config"]
+    recipe = make_recipe(read_recipe(ROOT / "tools" / "guide" / "quantize.toml"))
+    assert stated["quant_method"] == recipe.method
+    for key in ("bits", "group_size", "sym", "desc_act", "static_groups"):
+        assert stated[key] == getattr(recipe.scheme, key)
+
+
+def test_texts_for_a_conversion_keep_held_out_wordings_out_of_the_calibration():
+    unseen = heldout_wordings()
+    asked = [said["content"] for made in texts.calibration(300) for said in made if said["role"] == "user"]
+    assert not [question for question in asked if normalized(question) in unseen]
+    assert len(texts.held_out()) > len(unseen)
+    assert texts.held_out() == texts.held_out()
+
+
 def test_the_card_names_its_evidence():
     card = (GUIDE / "card.md").read_text(encoding="utf-8")
-    for part in ("MIT", "tools.guide.train", "held-out", "seed", "known limits"):
+    for part in ("MIT", "tools.guide.train", "tools/guide/quantize.toml", "held-out", "seed", "known limits"):
         assert part.lower() in card.lower(), part

@@ -1,6 +1,8 @@
 """Write a training run as a Hugging Face folder: float16 weights, config, tokenizer, template.
 
-python -m tools.guide.export RUN models/guide
+    python -m tools.guide.export RUN FLOAT16
+
+quantize.toml beside this file makes the published 4-bit model of it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def model_config(shape: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any
 
 
 def export(run: Path, out: Path) -> None:
-    """Write everything of models/guide but the card."""
+    """Write everything but the card."""
     model, vocabulary, record = load_run(run)
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.to(torch.float16).contiguous() for name, weight in model.state_dict().items()}

@@ -3,7 +3,7 @@
     python -m tools.guide.train --out RUN --steps 5600 --seed 1
 
 RUN receives tokenizer.model, checkpoint.pt (every 200 steps; a second call goes on from it) and log.jsonl.
-`python -m tools.guide.export RUN models/guide` then writes the published folder.
+`python -m tools.guide.export RUN FLOAT16` then writes a folder in float16, which quantize.toml makes the published one.
 """
 
 from __future__ import annotations
