@@ -36,8 +36,7 @@ def check_heads(program: Program) -> None:
 def decode_kernel_of(config: ModelConfig, dtype: str) -> tuple[str, int]:
     """The decode kernel for a model's heads, and how many blocks the query heads of a KV head take."""
     group = config.num_attention_heads // config.num_key_value_heads
-    name, heads = decode_kernel(dtype, config.head_dim, group)
-    return name, -(-group // heads)
+    return decode_kernel(dtype, config.head_dim, group)
 
 
 def prefill_kernel_of(config: ModelConfig, dtype: str, capability: int) -> PrefillKernel | None:

@@ -74,9 +74,10 @@ class CudaBackend:
         _check(program, lm_head)
         gpu = open_device(device_index(device))
         matrices = plan_matrices(program, weights, lm_head)
-        held = DeviceWeights(gpu, program, weights, matrices, progress)
+        kernels = KernelSet(gpu)
+        held = DeviceWeights(kernels, program, weights, matrices, progress)
         space = Space(gpu, program, matrices, self._most_rows(program, gpu))
-        model = Model(program, held, space, KernelSet(gpu), gpu.properties.multiprocessors)
+        model = Model(program, held, space, kernels, gpu.properties.multiprocessors)
         return CudaRunner(gpu, Stream(gpu), model, held.describe_head())
 
     def plan_bytes(

@@ -31,14 +31,14 @@ class KernelSet:
     """
 
     def __init__(self, device: Device, code: Shipped | None = None) -> None:
-        self._device = device
+        self.device = device
         self._code = code or shipped()
         self._functions: dict[str, Function] = {}
 
     @property
     def capability(self) -> int:
         """Compute capability of the device, 87 for 8.7."""
-        return self._device.properties.capability
+        return self.device.properties.capability
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -55,7 +55,7 @@ class KernelSet:
         missing = sorted(set(names) - self._functions.keys())
         if not missing:
             return
-        module = Module(self._device, self._code.module(missing, self.capability))
+        module = Module(self.device, self._code.module(missing, self.capability))
         self._functions.update({name: module.function(self.entries[name]) for name in missing})
 
     def function(self, name: str) -> Function:

@@ -8,11 +8,10 @@ from typing import Any
 
 from edgellm.backends.cuda.calls import Call
 from edgellm.backends.cuda.kernels import linear_flags as flags
+from edgellm.backends.cuda.kernels.gemv_plan import plan_gemv
 from edgellm.backends.cuda.space import HalfView, View
 from edgellm.backends.cuda.upload import Matrix
 
-#: Of the decode kernels: warps a block, inputs of a step, inputs times tokens that a block holds in shared memory.
-_WARPS, _STEP, _CHUNK = 16, 128, 8192
 #: Row tiles of a block of the prefill kernels.
 _GEMM_TILES = 8
 #: Inputs that a block of the embedding's kernel has.
@@ -47,10 +46,7 @@ def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, multipro
     layout = matrix.layout
     tokens = 4 if rows <= 4 else GEMV_TOKENS
     name = f"gemv_w16_b{tokens}" if layout.bits == 16 else f"gemv_w{layout.bits}g{layout.group}_b{tokens}"
-    split_log = _split_log(layout.row_tiles, layout.steps, rows, multiprocessors)
-    split = 1 << split_log
-    blocks = min(-(-layout.row_tiles * split // _WARPS), multiprocessors)
-    chunk = _CHUNK // _STEP // rows // split * split
+    plan = plan_gemv(layout, rows, multiprocessors)
     arguments = {
         **_weights(matrix, around),
         "x": x.address,
@@ -60,13 +56,13 @@ def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, multipro
         "batch": rows,
         "x_stride": x.stride,
         "out_stride": out.stride,
-        "split_log": split_log,
-        "chunk": min(chunk, -(-layout.steps // split) * split),
+        "split_log": plan.split_log,
+        "chunk": plan.chunk,
         "flags": _flags(matrix, around) | _input_flags(matrix, x, around),
         "eps": around.eps,
         "offset": around.offset,
     }
-    return Call(name, (blocks,), arguments, op)
+    return Call(name, (plan.blocks,), arguments, op)
 
 
 def takes_half(matrix: Matrix) -> bool:
@@ -113,15 +109,6 @@ def embed(matrix: Matrix, ids: Mapping[str, int], out: View, rows: int, multipli
         "factor": matrix.factor * multiplier,
     }
     return Call(f"embed_w{layout.bits}", (-(-layout.padded_inputs // _EMBEDDED), rows), arguments, op)
-
-
-def _split_log(row_tiles: int, steps: int, rows: int, multiprocessors: int) -> int:
-    """log2 of the warps on a tile: the fewest that give every warp of the device work, no more than there are steps."""
-    split_log = 0
-    most = min(steps, _WARPS, _CHUNK // _STEP // rows)
-    while 2 << split_log <= most and row_tiles << split_log < multiprocessors * _WARPS:
-        split_log += 1
-    return split_log
 
 
 def _flags(matrix: Matrix, around: Around) -> int:
