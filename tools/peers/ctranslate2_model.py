@@ -8,12 +8,13 @@ prompts. Beside the folder goes OUT_FOLDER.json with what a token reads, from th
 
 from __future__ import annotations
 
-import argparse
 import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from tools.peers.command import model_parser
 
 #: Names of the types that model.bin numbers.
 _TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
@@ -66,10 +67,7 @@ def _text(file: BinaryIO) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
-    given = parser.parse_args()
+    given = model_parser(__doc__).parse_args()
     convert(given.folder, given.out)
 
 

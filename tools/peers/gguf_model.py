@@ -8,13 +8,13 @@ by tensor. Beside the file goes OUT.json with what a token reads, from the types
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tools.peers.command import model_parser
 from tools.peers.random_blocks import RandomBlocks
 from tools.peers.tensor_types import BLOCKS, MIXES, GGUFTensor, gguf_tensors, head_of, read_bytes
 
@@ -103,12 +103,10 @@ def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("path", type=Path)
+    parser = model_parser(__doc__)
     parser.add_argument("--mix", choices=MIXES, default="q4_k_m")
     given = parser.parse_args()
-    write(given.folder, given.path, given.mix)
+    write(given.folder, given.out, given.mix)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ them by default, int8. Beside the folder goes OUT_FOLDER.json with what a token 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
+
+from tools.peers.command import model_parser
 
 _OPTIONS = "--task text-generation-with-past --weight-format int4 --group-size 128 --ratio 1.0 --sym"
 _EMBEDDING, _HEAD = "embed_tokens", "lm_head"
@@ -56,10 +57,7 @@ def weights_read(xml: str) -> dict[str, int | str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
-    given = parser.parse_args()
+    given = model_parser(__doc__).parse_args()
     export(given.folder, given.out)
 
 
