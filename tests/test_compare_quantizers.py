@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 
@@ -10,7 +9,7 @@ from tests.convert.converting import golden, tokens
 from tools import compare_quantizers
 from tools.compare_quantizers import Settings, compare, judge
 
-SETTINGS = Settings(bits=3, group_size=16, sym=True, desc_act=False, damp_percent=0.01)
+SETTINGS = Settings(bits=4, group_size=16, sym=True, desc_act=False, damp_percent=0.01)
 
 
 def test_each_quantizer_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -23,7 +22,7 @@ def test_each_quantizer_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     lines = compare(golden("llama-mha"), ids, ids, SETTINGS, without=["third"])
     assert [line["name"] for line in lines] == ["edgellm gptq", "edgellm gptq, mse grids", "edgellm rtn"]
     assert lines[0]["kl"] < lines[2]["kl"]
-    assert all(line["bits"] == 3 and np.isfinite(line["perplexity"]) for line in lines)
+    assert all(line["bits"] == 4 and np.isfinite(line["perplexity"]) for line in lines)
     printed = capsys.readouterr().out
     assert "other tool                       failed: RuntimeError: no such device" in printed
     assert "third" not in printed
