@@ -26,6 +26,7 @@ def test_rows_hold_what_the_state_says(operations, sinks: int, context: int, win
             new = np.arange(state.end, state.end + count)
             for layer in range(2):
                 for number, row in zip(new, geometry.row_of(layer, state, new), strict=True):
+                    assert geometry.row(layer, state, int(number)) == row
                     stored[layer][int(row)] = int(number)
             state = state.extended(count)
             kept += new.tolist()

@@ -48,6 +48,8 @@ SPLIT_TOKENS = 8
 #: Rows of a span, unless the context is so long that there would be more than about `_SPANS`.
 _SPAN = 256
 _SPANS = 64
+#: Positions whose rotations are computed at a time while decoding.
+_ROPE_BLOCK = 64
 #: Spans that are cut short by the ends of runs: sinks and the rest, each in two runs where its ring wraps.
 _CUT_ENDS = 8
 
@@ -135,17 +137,28 @@ def plan_step(geometry: CacheGeometry, batch: Batch, groups: int) -> StepPlan:
     counts = [end - start for start, end in itertools.pairwise(starts)]
     turns = np.array([state.evicted for state in batch.states], np.int64)
     layers = [geometry.windows.index(window) for window in windows_of(geometry)]
+    tokens, positions = _tokens(geometry, layers, batch.states, starts, counts)
+    kinds = [_plan_kind(geometry, layer, batch.states, starts, counts, groups) for layer in layers]
+    return StepPlan(tokens, tuple(kinds), positions, tokens[:, NUMBER], turns)
+
+
+def _tokens(
+    geometry: CacheGeometry, layers: list[int], states: Sequence[SlotState], starts: list[int], counts: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`tokens` and `positions` of a plan."""
+    if starts[-1] == len(states):  # a token each: few numbers, which NumPy would take several times as long for
+        rows = [[s.slot, s.end, *[geometry.row(layer, s, s.end) for layer in layers]] for s in states]
+        return np.array(rows, np.int64), np.array([s.length for s in states], np.int64)
     tokens = np.empty((starts[-1], FIRST_ROW + len(layers)), np.int64)
     positions = np.empty(starts[-1], np.int64)
-    for state, start, count in zip(batch.states, starts, counts, strict=False):
+    for state, start, count in zip(states, starts, counts, strict=False):
         numbers = np.arange(state.end, state.end + count)
         own = tokens[start : start + count]
         own[:, SLOT], own[:, NUMBER] = state.slot, numbers
         for kind, layer in enumerate(layers):
             own[:, FIRST_ROW + kind] = geometry.row_of(layer, state, numbers)
         positions[start : start + count] = numbers - state.evicted
-    kinds = [_plan_kind(geometry, layer, batch.states, starts, counts, groups) for layer in layers]
-    return StepPlan(tokens, tuple(kinds), positions, tokens[:, NUMBER], turns)
+    return tokens, positions
 
 
 def most_partials(geometry: CacheGeometry, num_slots: int) -> int:
@@ -160,11 +173,21 @@ def rope_tables(rope: Rope | None, plan: StepPlan) -> RopeTables:
         nothing = np.zeros(1, np.float32)
         return RopeTables(nothing, nothing, 0, 0, 0, 0)
     half, tokens = rope.rotary_dim // 2, len(plan.numbers)
+    if tokens == 1 and not plan.turns[0]:
+        block, row = divmod(int(plan.positions[0]), _ROPE_BLOCK)
+        cos, sin = _rope_block(rope, block)
+        return RopeTables(cos[row], sin[row], half, 0, 0, 0)
     if not plan.turns.any():
         cos, sin = rope.cos_sin(plan.positions)
         return RopeTables(cos.ravel(), sin.ravel(), half, 0, 0, 0)
     cos, sin = rope.cos_sin(np.concatenate([plan.positions, plan.numbers, plan.turns]))
     return RopeTables(cos.ravel(), sin.ravel(), half, 0, tokens * half, 2 * tokens * half)
+
+
+@lru_cache(maxsize=4)
+def _rope_block(rope: Rope, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the positions that a sequence reaches one by one while it decodes."""
+    return rope.cos_sin(np.arange(block * _ROPE_BLOCK, (block + 1) * _ROPE_BLOCK))
 
 
 def _plan_kind(

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+from edgellm.backends.cpu import team as team_module
 from edgellm.backends.cpu.barrier import STOP, barrier
 from edgellm.backends.cpu.cores import Cores
 from edgellm.backends.cpu.jit import kernel
@@ -179,21 +180,23 @@ def test_more_threads_than_cores_leave_a_note():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no threads")
-def test_binding_leaves_the_caller_as_it_was():
+@pytest.mark.parametrize("stands_on", [0, 1, None], ids=["own", "the other's", "unknown"])
+def test_threads_are_bound_for_a_step_alone(monkeypatch, stands_on: int | None) -> None:
     processors = tuple(sorted(os.sched_getaffinity(0)))
-    team = Team(1, pin=True)
-    team.close()
     if len(processors) < 2:
-        pytest.skip("one processor")
+        pytest.skip("needs two processors")
+    monkeypatch.setattr(team_module, "_current_processor", lambda: None if stands_on is None else processors[stands_on])
     team = Team(2, pin=True, cores=Cores(processors[:2], 2, None))
     seen = {}
 
-    def look(ith, nth):
+    def look(ith: int, nth: int) -> None:
         seen[ith] = os.sched_getaffinity(0)
 
     team.run(look)
+    team.close()
     assert team.pinned
-    assert seen == {0: {processors[0]}, 1: {processors[1]}}
+    moved = {processors[0]} if stands_on != 0 else set(processors)  # who stands on no bound thread's is left alone
+    assert seen == {0: moved, 1: {processors[1]}}
     assert os.sched_getaffinity(0) == set(processors)
     team.close()
 
