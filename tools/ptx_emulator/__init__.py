@@ -9,5 +9,6 @@ from __future__ import annotations
 from tools.ptx_emulator.errors import EmulatorError
 from tools.ptx_emulator.memory import Memory
 from tools.ptx_emulator.module import Module
+from tools.ptx_emulator.statistics import Statistics
 
-__all__ = ["EmulatorError", "Memory", "Module"]
+__all__ = ["EmulatorError", "Memory", "Module", "Statistics"]

@@ -90,6 +90,8 @@ class Access:
         self._check_alignment(addresses, lanes)
         start = frame.shared_start if space == "shared" else frame.local_start
         bank = frame.shared if space == "shared" else frame.local
+        if space == "shared" and frame.meter is not None:
+            frame.meter.reached_shared(self, addresses, lanes, frame)
         index = (addresses + start[lanes]) >> self.shift
         if space == "shared":
             if frame.copies is not None:
@@ -126,6 +128,8 @@ class Access:
         self._check_alignment(addresses, lanes)
         if self.writes and not held.writable:
             self._fail(f"a store to {held.name}, which is read-only", addresses, lanes, np.ones(addresses.size, bool))
+        if self.frame.meter is not None:
+            self.frame.meter.reached_global(self, addresses, lanes, self.frame)
         return held.views[self.item], (addresses - held.base) >> self.shift, lanes
 
     def _scattered(self, addresses: np.ndarray, lanes: slice | np.ndarray, active: Active) -> list[Piece]:

@@ -38,6 +38,7 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         raise_faults: raise what a kernel does wrong as EmulatorError out of the call that ran it; otherwise it
             becomes an error code, as a device would give it.
         races: find races in shared memory too.
+        measure: count what kernels execute and reach; `statistics()` has it.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         version: tuple[int, int] = (12, 6),
         raise_faults: bool = True,
         races: bool = False,
+        measure: bool = False,
     ) -> None:
-        super().__init__([DEVICES[capability]] if devices is None else devices, version, raise_faults, races)
+        super().__init__([DEVICES[capability]] if devices is None else devices, version, raise_faults, races, measure)
 
     # ---------------------------------------------------------------- the library
     @driver_function

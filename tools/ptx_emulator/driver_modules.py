@@ -25,6 +25,7 @@ from tools.ptx_emulator.driver_state import (
 from tools.ptx_emulator.driver_work import Work
 from tools.ptx_emulator.errors import EmulatorError
 from tools.ptx_emulator.module import Kernel, Module
+from tools.ptx_emulator.statistics import Statistics
 
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
 _MAX_DYNAMIC_SHARED = 8
@@ -68,7 +69,7 @@ class ModuleCalls(State):
         text = image if isinstance(image, bytes) else ctypes.string_at(number_of(image))
         device = self.device
         try:
-            loaded = Module(text.decode("ascii"), device.memory, races=self.races)
+            loaded = Module(text.decode("ascii"), device.memory, races=self.races, measure=self.measure)
             for entry in loaded.entries:
                 loaded.kernel(entry)
         except (EmulatorError, UnicodeDecodeError) as error:
@@ -107,6 +108,11 @@ class ModuleCalls(State):
             return NOT_FOUND
         put(function, self.new_handle(Function(text, loaded.module.kernel(text), loaded.device)))
         return None
+
+    def statistics(self) -> dict[str, Statistics]:
+        """What was counted, by entry, of the modules that are loaded."""
+        loaded = [thing.module for thing in self.handles.values() if isinstance(thing, LoadedModule)]
+        return {name: counts for module in loaded for name, counts in module.statistics.items()}
 
     # ---------------------------------------------------------------- attributes
     @driver_function

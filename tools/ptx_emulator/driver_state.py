@@ -122,11 +122,14 @@ class State:
         fault: what a kernel did wrong, when faults are not raised.
     """
 
-    def __init__(self, devices: list[DeviceModel], version: tuple[int, int], raise_faults: bool, races: bool) -> None:
+    def __init__(
+        self, devices: list[DeviceModel], version: tuple[int, int], raise_faults: bool, races: bool, measure: bool
+    ) -> None:
         self.version = version
         self.devices = [FakeDevice(model, number) for number, model in enumerate(devices)]
         self.raise_faults = raise_faults
         self.races = races
+        self.measure = measure
         self.initialized = False
         self.calls: Counter[str] = Counter()
         self.launched: list[str] = []

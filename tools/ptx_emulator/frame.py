@@ -72,6 +72,7 @@ class Frame:
         self.parameters = np.zeros(0, np.uint8)
         self.watch: Watch | None = None
         self.copies: Copies | None = None
+        self.meter: Meter | None = None
         self.values: dict[Register, np.ndarray] = {}
         self.carry = np.zeros(self.threads, np.uint64)
         self._store: list[np.ndarray] = []
@@ -235,6 +236,19 @@ class Watch(Protocol):
 
     def barrier(self, blocks: np.ndarray) -> None:
         """The marked blocks have passed a barrier."""
+
+
+class Meter(Protocol):
+    """Counts what is executed and reached."""
+
+    def executed(self, ins: Instruction, active: Active) -> None:
+        """The threads are about to execute `ins`."""
+
+    def reached_global(self, access: object, addresses: np.ndarray, lanes: slice | np.ndarray, frame: Frame) -> None:
+        """They reach these addresses of global memory."""
+
+    def reached_shared(self, access: object, addresses: np.ndarray, lanes: slice | np.ndarray, frame: Frame) -> None:
+        """They reach these addresses of their blocks' shared memory."""
 
 
 class Copies(Protocol):

@@ -17,6 +17,7 @@ from tools.ptx_emulator.races import RaceFinder
 from tools.ptx_emulator.registry import unknown
 from tools.ptx_emulator.schedule import Program, is_known
 from tools.ptx_emulator.slots import slots
+from tools.ptx_emulator.statistics import Statistics
 from tools.ptx_emulator.syntax import Function, Variable
 from tools.ptx_emulator.types import TYPES
 
@@ -34,12 +35,15 @@ class Module:
         text: a PTX file.
         memory: the device memory that addresses refer to; a new one by default.
         races: raise for races in shared memory and for reads of it before any write.
+        measure: count what is executed and reached, in `statistics` by entry.
     """
 
-    def __init__(self, text: str, memory: Memory | None = None, races: bool = False) -> None:
+    def __init__(self, text: str, memory: Memory | None = None, races: bool = False, measure: bool = False) -> None:
         self.text = parse(text)
         self.memory = memory if memory is not None else Memory()
         self.races = races
+        self.statistics: dict[str, Statistics] = {}
+        self.measure = measure
         self.addresses = {
             name: self.memory.bind(np.frombuffer(variable.initial or bytes(variable.size), np.uint8).copy(), name)
             for name, variable in self.text.variables.items()
@@ -174,6 +178,8 @@ class Kernel:
             frame, program = self._frame(shape, shared)
             frame.begin(grid, first, parameters)
             program.run()
+        if self.module.measure:
+            self.module.statistics[self.function.name].launched()
 
     def _frame(self, shape: Shape, shared: int) -> tuple[Frame, Program]:
         key = (shape, shared)
@@ -182,6 +188,8 @@ class Kernel:
             frame.symbols = self.symbols
             if self.module.races:
                 frame.watch = RaceFinder(frame)
+            if self.module.measure:
+                frame.meter = self.module.statistics.setdefault(self.function.name, Statistics())
             self._frames[key] = (frame, Program(self.function, frame))
             while len(self._frames) > 1 and sum(f.bytes for f, _ in self._frames.values()) > KEPT_BYTES:
                 self._frames.popitem(last=False)

@@ -51,6 +51,7 @@ class Program:
             run = OPERATIONS[ins.root](ins, self.frame)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise EmulatorError(f"cannot make sense of `{ins.text}`: {error}", ins.line) from error
+        run = self._metered(ins, run)
         if ins.guard is None:
             return run
         predicate, negate = self.frame.values[ins.guard.register], ins.guard.negate
@@ -61,6 +62,17 @@ class Program:
                 run(chosen)
 
         return guarded
+
+    def _metered(self, ins: Instruction, run: Run) -> Run:
+        meter = self.frame.meter
+        if meter is None:
+            return run
+
+        def counted(active: Active) -> None:
+            meter.executed(ins, active)
+            run(active)
+
+        return counted
 
     # ---------------------------------------------------------------- segments
     def _segment(self, start: int, together: bool) -> tuple[list[Run], int]:
@@ -169,6 +181,8 @@ class Program:
     # ---------------------------------------------------------------- control
     def _control(self, at: int, active: Active) -> list[tuple[int, Active]]:
         ins = self.code[at]
+        if self.frame.meter is not None:
+            self.frame.meter.executed(ins, active)
         taken: Active | None = active
         if ins.guard is not None:
             predicate = self.frame.values[ins.guard.register]

@@ -7,7 +7,6 @@ import numpy as np
 from tests.backends.cuda.ptx_kernels import entry, launch
 from tools.ptx_emulator import Module
 from tools.ptx_emulator.slots import slots
-from tools.ptx_emulator.syntax import Register
 
 
 def slots_of(body: str) -> dict[str, int]:
@@ -49,7 +48,3 @@ def test_divergent_threads_keep_their_values() -> None:
     launch(entry(["u64"], body), [out], block=(64,))
     expected = [101 + t % 4 + sum(t >> k for k in range(7)) for t in range(64)]
     assert out.tolist() == expected
-
-
-def test_names_of_registers_are_whole() -> None:
-    assert Register("%r1", 32) != Register("%r1", 64)
