@@ -23,6 +23,8 @@ class Estimate:
         available_bytes: what this process can still allocate, None where the system does not tell.
         fits: `load` will not refuse.
         gpu_weights_bytes, gpu_cache_bytes, gpu_scratch_bytes, gpu_available_bytes: on a GPU with its own memory.
+        backend: what would run it.
+        gpu_layers: decoder layers on the GPU, where they are split between it and the CPU.
         notes: what a person should know.
         lm_head, lm_head_bytes: what the lm_head will be stored as, "int4", "int8", "float16" ..., and its bytes, which
             `weights_bytes` counts and every token reads.
@@ -44,6 +46,8 @@ class Estimate:
     gpu_cache_bytes: int = 0
     gpu_scratch_bytes: int = 0
     gpu_available_bytes: int | None = None
+    backend: str = ""
+    gpu_layers: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""
@@ -60,6 +64,7 @@ def estimate(
     slots: int = 1,
     lm_head: str | None = None,
     activations: str | None = None,
+    gpu_layers: int | str | None = None,
 ) -> Estimate:
     """What `load` with the same arguments will take; reads headers and the tokenizer, no weights.
 
@@ -68,15 +73,17 @@ def estimate(
     """
     with planning.open_path(path) as opened:
         options = {"lm_head": lm_head, "activations": activations}
-        plan = planning.make_plan(
+        chosen = planning.make_plan(
             opened,
             backend=backend,
             device=device,
             context=context,
             cache_dtype=cache_dtype,
             slots=slots,
+            gpu_layers=gpu_layers,
             options=options,
-        ).memory
+        )
+        plan, backend_name = chosen.memory, chosen.backend.name
         process = _process.get(opened.path)
         if process is None:
             kept = (_runtime(), side_text.load_text(opened))
@@ -99,6 +106,8 @@ def estimate(
         notes=plan.notes,
         lm_head=plan.lm_head,
         lm_head_bytes=plan.lm_head_bytes,
+        backend=backend_name,
+        gpu_layers=getattr(chosen.backend, "layers", None),
         **there,
     )
 

@@ -34,6 +34,7 @@ def load(
     force: bool = False,
     lm_head: str | None = None,
     activations: str | None = None,
+    gpu_layers: int | str | None = None,
 ) -> LLM:
     """Load a model.
 
@@ -53,6 +54,8 @@ def load(
             CPU "int8"; a backend that has no such choice refuses any other.
         activations: precision of what meets quantized weights: "auto" (16 bits while decoding, 8 in prefill), "int8" or
             "int16"; None likewise, on the CPU "auto".
+        gpu_layers: how many decoder layers go on the GPU, the rest on the CPU, where its memory is short; "auto": as
+            many as fit. None: all on one backend.
 
     Raises:
         InputError: a file is missing. ModelError: a file is damaged or not supported.
@@ -72,6 +75,7 @@ def load(
             context=context,
             cache_dtype=cache_dtype,
             slots=slots,
+            gpu_layers=gpu_layers,
             options={"lm_head": lm_head, "activations": activations},
         )
         return _loaded(plan, threads, progress, force)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgellm.api.embedded import embedded_path
+from edgellm.api.splitting import plan_split
 from edgellm.backends import find, options_for
 from edgellm.backends.slots import CACHE_DTYPES, CacheGeometry
 from edgellm.errors import UsageError
@@ -59,11 +60,14 @@ def make_plan(
     context: int | None = None,
     cache_dtype: str | None = None,
     slots: int = 1,
+    gpu_layers: int | str | None = None,
     options: Mapping[str, str | None] | None = None,
 ) -> Plan:
     """The plan of an opened model.
 
     Args:
+        gpu_layers: how many decoder layers, the first ones, go on the GPU, the rest on the CPU; "auto": as many as its
+            memory holds. None: all on one backend.
         options: of backends that offer them, such as `lm_head`; None leaves one at its default.
 
     Raises:
@@ -77,21 +81,27 @@ def make_plan(
             "no such kind of cache", key="cache_dtype", found=repr(cache_dtype), allowed=", ".join(CACHE_DTYPES)
         )
     slots = check_count("slots", slots, MAX_SLOTS)
-    chosen = find(_text("backend", backend), _text("device", device))
-    dtype = _choose_dtype(chosen, cache_dtype)
-    geometry = CacheGeometry(
-        context=context,
-        windows=config.layer_windows,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        chunk=min(chosen.prefill_chunk, context),
-        dtype=dtype,
-    )
+    backend, device = _text("backend", backend), _text("device", device)
+    asked = {key: _text(key, value) for key, value in (options or {}).items()}
     program = fuse(build_program(config))
-    given = options_for(chosen, {key: _text(key, value) for key, value in (options or {}).items()})
-    needed = chosen.plan_bytes(program, opened.weights, geometry, slots, device=device, **given)
-    score_dtype = cache_dtype or chosen.cache_dtypes[0]
-    return Plan(opened, chosen, program, geometry, slots, score_dtype, needed, given, device)
+
+    def plan_for(chosen: Backend) -> Plan:
+        geometry = CacheGeometry(
+            context=context,
+            windows=config.layer_windows,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            chunk=min(chosen.prefill_chunk, context),
+            dtype=_choose_dtype(chosen, cache_dtype),
+        )
+        given = options_for(chosen, asked)
+        needed = chosen.plan_bytes(program, opened.weights, geometry, slots, device=device, **given)
+        score_dtype = cache_dtype or chosen.cache_dtypes[0]
+        return Plan(opened, chosen, program, geometry, slots, score_dtype, needed, given, device)
+
+    if gpu_layers is None:
+        return plan_for(find(backend, device))
+    return plan_split(plan_for, config.num_hidden_layers, gpu_layers, backend, device)
 
 
 def _choose_dtype(backend: Backend, asked: str | None) -> str:

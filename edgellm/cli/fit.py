@@ -37,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--slots", metavar="N", type=options.positive, default=1, help="conversations at a time")
     parser.add_argument("--backend", metavar="NAME", help="default: the fastest that can run here")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...; never replaced by another")
+    options.add_gpu_layers(parser)
     options.add_precision(parser)
     options.add_json(parser)
 
@@ -47,7 +48,9 @@ def run(args: Namespace) -> int:
 
     terminal = Terminal.of(args)
     path = find_model(args.model)
-    asked: dict[str, Any] = {key: getattr(args, key) for key in ("backend", "device", "cache_dtype", "slots")}
+    asked: dict[str, Any] = {
+        key: getattr(args, key) for key in ("backend", "device", "gpu_layers", "cache_dtype", "slots")
+    }
     asked |= options.precision_of(args)
     longest = int(edgellm.inspect(path)["max_position_embeddings"])
     context = args.context or min(longest, 4096)
@@ -87,6 +90,8 @@ def _print(estimate: Estimate, context: int, fitting: int | None, longest: int, 
         terminal.say(f"note: {note}")
     answer, style = ("fits", "green") if estimate.fits else ("does not fit", "red")
     terminal.line(terminal.style(style, answer, sys.stdout))
+    if estimate.gpu_layers is not None:
+        terminal.line(f"{estimate.gpu_layers} layers on the GPU, the rest on the CPU")
     if fitting is None:
         terminal.line("not even the shortest context fits: choose a smaller model or fewer bits")
     elif fitting == longest:

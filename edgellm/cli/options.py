@@ -59,6 +59,16 @@ def add_backend(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
+def add_gpu_layers(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """--gpu-layers."""
+    group.add_argument(
+        "--gpu-layers",
+        metavar="N",
+        type=_layers,
+        help="decoder layers on the GPU, the rest on the CPU; auto: as many as its memory holds",
+    )
+
+
 def add_precision(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """What is stored and computed in how many bits (CPU backend): --lm-head, --activations."""
     group.add_argument(
@@ -85,6 +95,7 @@ def add_memory(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None
 def add_running(parser: argparse.ArgumentParser) -> None:
     """All options of loading a model to run it."""
     group = add_backend(parser)
+    add_gpu_layers(group)
     add_memory(group)
     group.add_argument("--force", action="store_true", help="load even where the memory plan does not fit")
 
@@ -131,13 +142,18 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def loading_of(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `edgellm.load` that were given by `add_running`."""
-    keys = ("backend", "device", "threads", "context", "cache_dtype", "force")
+    keys = ("backend", "device", "gpu_layers", "threads", "context", "cache_dtype", "force")
     return {key: getattr(args, key) for key in keys} | precision_of(args)
 
 
 def precision_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_precision`, None where not given."""
     return {"lm_head": args.lm_head, "activations": args.activations}
+
+
+def _layers(text: str) -> int | str:
+    """A number from 0 on, or "auto"; argparse names the option."""
+    return text if text == "auto" else int(text)
 
 
 def positive(text: str) -> int:

@@ -21,7 +21,7 @@ _ALIGNED_FLOATS = 16
 _LINEARS = {LinearKind.F16: Kind.LINEAR_F16, LinearKind.INT8: Kind.LINEAR_INT8, LinearKind.INT4: Kind.LINEAR_INT4}
 _LOGITS = {LinearKind.F16: Kind.LOGITS_F16, LinearKind.INT8: Kind.LOGITS_INT8, LinearKind.INT4: Kind.LOGITS_INT4}
 #: Kinds of ops that become rows.
-OPS = ("embed", "rms_norm", "linear", "store_kv", "rope", "attention", "act_mul", "add", "logits")
+OPS = ("embed", "inputs", "rms_norm", "linear", "store_kv", "rope", "attention", "act_mul", "add", "logits")
 #: The buffer of the rows whose logits are wanted.
 PICKED = "picked"
 
@@ -61,11 +61,16 @@ def lower(program: Program, packed: PackedWeights, max_tokens: int, planes: int)
 
 
 def check_ops(program: Program) -> None:
-    """Raises `BackendUnavailable` for a program with ops that this backend does not know: one that was cut out of
-    another begins with `inputs`, which the reference alone has."""
+    """Raises `BackendUnavailable` for a program with ops that this backend does not know, and for one that was cut out
+    of another and gives no logits."""
+    hint = "Take the backend reference for this program."
+    if program.result != "logits":
+        found, allowed = program.result, "logits"
+        raise BackendUnavailable(
+            "the CPU backend gives logits alone", key="result", found=found, allowed=allowed, hint=hint
+        )
     unknown = next((op.kind for op in program.ops if op.kind not in OPS), None)
     if unknown is not None:
-        hint = "Take the backend reference for this program."
         raise BackendUnavailable(
             "the CPU backend has no such op", key="op", found=unknown, allowed=", ".join(OPS), hint=hint
         )
@@ -129,6 +134,9 @@ class _Lowering:
         if rope not in self.ropes:
             self.ropes.append(rope)
         return self.ropes.index(rope)
+
+    def _inputs(self, op: Op) -> None:
+        """The runner puts them where they belong before the step."""
 
     def _embed(self, op: Op) -> None:
         table = self.packed.linears[op.weights[0]]

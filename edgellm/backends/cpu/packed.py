@@ -127,7 +127,10 @@ class _Packer:
         if spec.kind == "vector":
             self.vectors[name] = self.arena.put(weights.vector(name))
         elif name == "lm_head" and weights.lm_head_is_embedding:
-            self.linears[name] = self.linears["embed_tokens"]
+            if "embed_tokens" in self.linears:
+                self.linears[name] = self.linears["embed_tokens"]
+            else:  # a part of a program, which begins behind its embedding
+                self._begin_dense(name, self._plan.layouts[name], partial(weights.rows, "embed_tokens"))
         elif weights.is_dense(name):
             self._begin_dense(name, self._plan.layouts[name], partial(weights.rows, name))
         else:

@@ -67,7 +67,7 @@ def plan_packing(program: Program, weights: Weights, head: str) -> PackingPlan:
     for name, spec in program.weights.items():
         if spec.kind == "vector":
             plan.nbytes += round_up(_FLOAT_BYTES * spec.shape[0], 64)
-        elif name == _HEAD and weights.lm_head_is_embedding:
+        elif name == _HEAD and weights.lm_head_is_embedding and _EMBEDDING in plan.layouts:
             plan.layouts[name] = plan.layouts[_EMBEDDING]
         else:
             layout = _add_linear(plan, name, weights, head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +23,7 @@ from edgellm.backends.cpu.team import Team
 from edgellm.backends.cpu.walker import walk
 from edgellm.backends.interface import Batch, StepStopped, Stopped, Trace
 from edgellm.backends.slots import CacheGeometry, SlotState
-from edgellm.errors import EngineClosed
+from edgellm.errors import EngineClosed, UsageError
 from edgellm.model.program import Program
 from edgellm.simd import TARGET
 
@@ -98,7 +98,11 @@ class CpuRunner:
         config = self.program.config
         windows = config.layer_windows
         geometry = CacheGeometry(1, windows, config.num_key_value_heads, config.head_dim, 1)
-        self.run(self.new_cache(geometry, 1), Batch.of([(SlotState(0), [0], "last")]))
+        batch = Batch.of([(SlotState(0), [0], "last")])
+        first, widths = self.program.ops[0], self.program.buffers
+        if first.kind == "inputs":
+            batch = replace(batch, inputs={name: np.zeros((1, widths[name]), np.float32) for name in first.outputs})
+        self.run(self.new_cache(geometry, 1), batch)
 
     def close(self) -> None:
         """End the threads and free the weights."""
@@ -140,6 +144,7 @@ class CpuRunner:
         plan = plan_step(cache.geometry, batch, self._groups)
         space = self._space.arrays(len(batch.logits_rows) * self.program.config.vocab_size, self._partials(plan))
         step = self._step(batch, plan)
+        self._put_inputs(space[0], batch)
         held = (cache.data, cache.layout, cache.storage)
         planes = 2 if len(batch.token_ids) <= self._two_planes_up_to else 1
         fixed = (self._model, space, held, step, kinds_of(cache.geometry), planes)
@@ -147,6 +152,17 @@ class CpuRunner:
             space[1].reshape(len(batch.logits_rows), -1) if len(batch.logits_rows) else np.zeros((0, 0), np.float32)
         )
         return fixed, logits
+
+    def _put_inputs(self, act: np.ndarray, batch: Batch) -> None:
+        """What the caller gives to a program that was cut out of another. Raises `UsageError`."""
+        first, tokens = self.program.ops[0], len(batch.token_ids)
+        for name in first.outputs if first.kind == "inputs" else ():
+            given, shape = batch.inputs.get(name), (tokens, self.program.buffers[name])
+            if given is None or given.dtype != np.float32 or given.shape != shape:
+                found = "nothing" if given is None else f"{given.dtype} {list(given.shape)}"
+                raise UsageError("does not fit the program", key=name, found=found, allowed=f"float32 {list(shape)}")
+            offset = self._lowered.offsets[name]
+            act[offset : offset + given.size] = given.reshape(-1)
 
     def _walk(
         self,

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgellm.backends import find
 from edgellm.backends.cpu.backend import CpuBackend
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.interface import Batch, Runner
 from edgellm.backends.slots import CacheGeometry, SlotState
+from edgellm.backends.split import cut_in_two
 from edgellm.errors import BackendUnavailable, UsageError
 from edgellm.model import fuse, open_model
 from edgellm.model.cut import cut_layers
@@ -180,10 +182,31 @@ def test_the_plan_is_what_a_loaded_model_holds(lm_head: str, stored: str, runner
     assert (plan.lm_head, 0 < plan.lm_head_bytes < plan.weights) == (stored, True)
 
 
-def test_a_program_that_was_cut_out_is_refused():
+def test_a_part_without_logits_is_refused():
     with open_model(GOLDEN_FOLDER / "llama-mha") as model:
         part = cut_layers(fuse(model.weights.program), 0, 1)
-        with pytest.raises(BackendUnavailable, match="found inputs"):
+        with pytest.raises(BackendUnavailable, match="result: the CPU backend gives logits alone; found x"):
             CpuBackend().load(part, model.weights)
         with pytest.raises(BackendUnavailable, match="reference"):
             CpuBackend().plan_bytes(part, model.weights, CacheGeometry(8, (None,), 1, 8, 8, "float32"), 1)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "qwen3"])
+def test_the_last_layers_by_themselves(name):
+    """What the reference's first layers give goes in, and its logits come out."""
+    with open_model(GOLDEN_FOLDER / name) as model:
+        program = fuse(model.weights.program)
+        head, tail = cut_in_two(program, 1)
+        ids = list(range(3, 12))
+        batch = Batch.of([(SlotState(0), ids, "all")])
+        states = {}
+        for part in (head, tail):
+            runner = find("reference").load(part, model.weights)
+            states[part.result] = runner.run(runner.new_cache(geometry(runner, 16, 16), 1), batch)
+            batch = replace(batch, inputs={head.result: states[head.result]})
+        runner = CpuBackend().load(tail, model.weights, threads=1, lm_head="keep", activations="int16")
+        cache = runner.new_cache(geometry(runner, 16, 16), 1)
+        assert relative_error(runner.run(cache, batch), states["logits"]) < 2e-3
+        with pytest.raises(UsageError, match=r"x: does not fit the program; found nothing, allowed: float32 \[9, 32\]"):
+            runner.run(cache, replace(batch, inputs={}))
+        runner.close()
