@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ _TRIAL_S = 0.5
 _FACTOR_RATE = 0.38
 #: GPTQ's columns one by one, and attention's softmax, in seconds a billion elements of a 2-core machine's trial.
 _COLUMN_OPERATIONS = 40
+#: Bytes read for a trial, and what a disk writes at most, bytes a second: a dry run writes nothing that could be timed.
+_TRIAL_BYTES = 32 << 20
+_WRITING_RATE = 5e8
 
 
 @dataclass(frozen=True)
@@ -59,21 +64,27 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does: float32 operations a second in products, weights rounded a second."""
+    """What this machine does a second: float32 operations in products, weights rounded, bytes of the source read."""
 
     product: float
     rounding: float
+    reading: float = math.inf
+
+    def seconds_on_disk(self, read: float, written: float) -> float:
+        """Of so many bytes; writing is taken to be as fast as reading, up to 500 MB/s."""
+        return read / self.reading + written / min(self.reading, _WRITING_RATE)
 
 
 def foresee(job: Job, calibration: Calibration | None, budget: Budget, rates: Rates | None = None) -> Forecast:
     """The forecast of a job; `rates` are tried where not given."""
-    rates = rates or try_rates(next(scheme for scheme in job.assignment.schemes.values() if scheme is not None))
+    tried = next(scheme for scheme in job.assignment.schemes.values() if scheme is not None)
+    rates = rates or try_rates(tried, job.opened.checkpoint.files)
     tokens = 0 if calibration is None else calibration.tokens
     notes = [*job.assignment.notes, *(() if calibration is None else calibration.notes)]
     units = [unit for unit in job.units if job.scheme(unit) is not None]
-    checkpoint = job.opened.checkpoint
+    source_bytes = sum(info.nbytes for info in job.opened.checkpoint.tensors.values())
     return Forecast(
-        source_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
+        source_bytes=source_bytes,
         output_bytes=job.nbytes,
         bits_per_weight=job.assignment.bits_per_weight(job.units),
         quantized_weights=sum(unit.size for unit in units),
@@ -81,19 +92,29 @@ def foresee(job: Job, calibration: Calibration | None, budget: Budget, rates: Ra
         peak_bytes=budget.peak_bytes,
         peak_at=budget.largest,
         disk_bytes=job.nbytes + budget.spilled_bytes,
-        seconds=_seconds(job, units, tokens, rates),
+        seconds=_seconds(job, units, tokens, rates) + rates.seconds_on_disk(source_bytes, job.nbytes),
         gflops=rates.product / 1e9,
         notes=tuple(notes),
     )
 
 
-def try_rates(scheme: Scheme) -> Rates:
-    """Multiply and round for about a second in all."""
+def try_rates(scheme: Scheme, files: Sequence[Path]) -> Rates:
+    """Multiply and round for about a second in all, and read some of the source's files."""
     random = np.random.default_rng(0)
     a = random.standard_normal((_TRIAL, _TRIAL), np.float32)
     quantize_rtn(a[:64], scheme)  # compiles
     products = _per_second(lambda: a @ a) * 2 * _TRIAL**3
-    return Rates(products, _per_second(lambda: quantize_rtn(a, scheme)) * a.size)
+    return Rates(products, _per_second(lambda: quantize_rtn(a, scheme)) * a.size, _reading_rate(files))
+
+
+def _reading_rate(files: Sequence[Path]) -> float:
+    """Bytes a second from the middle of the largest file, which no other command has touched yet, as a rule."""
+    path = max(files, key=lambda file: file.stat().st_size)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(path.stat().st_size // 2)
+        start = time.perf_counter()
+        count = len(file.read(_TRIAL_BYTES))
+    return count / max(time.perf_counter() - start, 1e-9)
 
 
 def _per_second(work: Any) -> float:

@@ -37,7 +37,7 @@ def foresee_pruned(
         whole: the forecast of quantizing the source as it is, None where nothing is quantized.
         rates: of this machine, tried where not given.
     """
-    rates = rates or try_rates(recipe.scheme)
+    rates = rates or try_rates(recipe.scheme, opened.checkpoint.files)
     units = [unit for unit in units_of(opened.weights) if unit.layer is not None]
     shares = {unit.stem: _share(opened.config, cut, unit) for unit in units}
     tensors = opened.checkpoint.tensors
@@ -47,6 +47,7 @@ def foresee_pruned(
     )
     dense -= _vectors_bytes(opened) * (1 - _layers_share(opened.config, cut))
     seconds = _pruning_seconds(opened, cut, units, shares, shape[0] * shape[1], rates)
+    seconds += rates.seconds_on_disk(source_bytes, dense)
     notes = [_FROM_SHAPES, *([_UNKNOWN_VOCABULARY] if recipe.prune.vocabulary else [])]
     hidden = 8 * shape[0] * shape[1] * opened.config.hidden_size if budget.hidden_bytes == 0 else 0
     base = Forecast(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,11 @@ def test_a_forecast_is_of_the_files_that_will_be_written() -> None:
         rates = Rates(product=1e11, rounding=1e8)
         forecast = foresee(job, tokens(), plan(job, tokens().tokens, None), rates)
         longer = foresee(job, tokens(64), plan(job, tokens(64).tokens, None), rates)
+        on_a_card = foresee(job, tokens(), plan(job, tokens().tokens, None), replace(rates, reading=1e4))
     assert forecast.output_bytes == job.nbytes < forecast.source_bytes
     assert 0 < forecast.seconds < longer.seconds
+    moved = forecast.source_bytes + forecast.output_bytes
+    assert on_a_card.seconds - forecast.seconds == pytest.approx(moved / 1e4, rel=1e-3)
     assert forecast.as_dict()["calibration_tokens"] == 8 * 24
 
 
