@@ -24,6 +24,7 @@ from tools.ptx_emulator.driver_state import (
 )
 from tools.ptx_emulator.driver_work import Work
 from tools.ptx_emulator.errors import EmulatorError
+from tools.ptx_emulator.features import too_new
 from tools.ptx_emulator.module import Kernel, Module
 from tools.ptx_emulator.statistics import Statistics
 
@@ -83,6 +84,10 @@ class ModuleCalls(State):
         if target.endswith(("a", "f")) or int(target) > device.model.capability:
             _write(log, f"ptxas error   : .target sm_{target} on sm_{device.model.capability}")
             return NO_BINARY_FOR_GPU
+        complaints = list(too_new(loaded.text))
+        if complaints:
+            _write(log, "\n".join(f"ptxas error   : {complaint}" for complaint in complaints))
+            return INVALID_PTX
         put(module, self.new_handle(LoadedModule(loaded, device)))
         return None
 

@@ -201,6 +201,13 @@ def test_questions_let_the_device_go_on() -> None:
         (HEADER.replace("8.0", "8.6"), 90, (12, 6), 222, "Unsupported .version 8.6"),
         (HEADER.replace("8.0", "9.1"), 120, (13, 0), 222, "Unsupported .version 9.1"),
         (HEADER + ".visible .entry kernel() { add.u32 %x, %y; }", 90, (12, 6), 218, "line 4"),
+        (
+            HEADER.replace("sm_90", "sm_75") + ".visible .entry kernel() { cp.async.wait_all; }",
+            90,
+            (12, 6),
+            218,
+            "sm_80",
+        ),
         (HEADER + ".visible .entry kernel() { nonsense; }", 90, (12, 6), 218, "line 4"),
     ],
 )
