@@ -16,7 +16,7 @@ _CAPTURE_RELAXED = 2
 
 
 class Graph:
-    """What `work` puts into `stream`, recorded without being done.
+    """What `work` puts into `stream`, recorded without being done. The modules of what it launches must outlive it.
 
     Attributes:
         nodes: launches and copies of it.

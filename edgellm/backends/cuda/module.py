@@ -112,10 +112,11 @@ class Launch:
         values: ctypes scalars in order; a new value in one counts from the next `run` on.
     """
 
-    __slots__ = ("_arguments", "_calls", "_fixed", "_launch", "_pointers", "grid", "name", "values")
+    __slots__ = ("_arguments", "_calls", "_fixed", "_function", "_launch", "_pointers", "grid", "name", "values")
 
     def __init__(self, function: Function, grid: tuple[int, ...], values: tuple[Any, ...]) -> None:
         self.name, self.grid, self.values = function.entry.name, grid, values
+        self._function = function  # whose module goes with it
         self._calls, self._launch = function._calls, function._launch
         self._pointers = (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(value) for value in values])
         self._arguments = ctypes.addressof(self._pointers)
