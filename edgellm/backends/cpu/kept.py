@@ -8,7 +8,8 @@ file is written behind the model's back, once it runs, and only where it is wort
     models of at least `MIN_BYTES`, on a disk that writes `MIN_RATE` bytes a second and has `FREE_SHARE` times as much
     free
 
-`EDGELLM_KEEP_PACKED=0` turns it off. What is not used for `KEPT_SECONDS`, and more than `KEPT_FILES`, is removed.
+`EDGELLM_KEEP_PACKED=0` turns it off. What is not used for `KEPT_SECONDS`, more than `KEPT_FILES`, and what is more than
+`KEPT_SHARE` of the disk together, is removed, the least recently used first.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ FREE_SHARE = 4
 #: A slower disk reads no faster than packing runs, and is perhaps a card that wears.
 MIN_RATE = 150e6
 KEPT_FILES = 8
+KEPT_SHARE = 0.1
 KEPT_SECONDS = 30 * 86400
 #: A file that could not be written, or was too slow to be worth it, is not tried again for so long.
 RETRY_SECONDS = 86400
@@ -118,7 +120,8 @@ def _key(program: Program, weights: Weights, head: str) -> str:
 
 def _worth_it(path: Path, nbytes: int) -> bool:
     try:
-        if not os.access(path.parent, os.W_OK) or shutil.disk_usage(path.parent).free < FREE_SHARE * nbytes:
+        disk = shutil.disk_usage(path.parent)
+        if not os.access(path.parent, os.W_OK) or nbytes > min(disk.free / FREE_SHARE, disk.total * KEPT_SHARE):
             return False
         return time.time() - path.with_suffix(_TRIED).stat().st_mtime > RETRY_SECONDS
     except FileNotFoundError:
@@ -131,7 +134,7 @@ def _keep(path: Path, packed: PackedWeights) -> None:
     """Write the file, in a thread of its own. A process that ends meanwhile leaves the note that it was tried."""
     tried = path.with_suffix(_TRIED)
     try:
-        _prune(path.parent)
+        _prune(path.parent, packed.nbytes)
         tried.touch(mode=0o600)
         began = time.monotonic()
         write_kept(path, packed)
@@ -145,15 +148,19 @@ def _keep(path: Path, packed: PackedWeights) -> None:
         _log.info("packed weights are not kept: %s", error)
 
 
-def _prune(folder: Path) -> None:
+def _prune(folder: Path, coming: int) -> None:
+    """Make room for a file of `coming` bytes."""
     now = time.time()
     kept = []
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
             age = now - entry.stat().st_mtime
             if entry.name.endswith(".safetensors") and age <= KEPT_SECONDS:
-                kept.append((age, entry.path))
+                kept.append((age, entry.stat().st_size, entry.path))
             elif age > _UNFINISHED_SECONDS and not (entry.name.endswith(_TRIED) and age <= RETRY_SECONDS):
                 os.unlink(entry.path)
-        for _, path in sorted(kept)[KEPT_FILES - 1 :]:  # one is about to come
-            os.unlink(path)
+        together, most = coming, KEPT_SHARE * shutil.disk_usage(folder).total
+        for number, (_, nbytes, path) in enumerate(sorted(kept), start=2):
+            together += nbytes
+            if number > KEPT_FILES or together > most:
+                os.unlink(path)

@@ -171,3 +171,5 @@ def test_old_files_make_room(cache: Path, tmp_path: Path) -> None:
     assert len(left) == kept.KEPT_FILES
     assert not unfinished.exists()
     assert set(left) >= {f"{age}.safetensors" for age in range(1, kept.KEPT_FILES)}
+    kept._prune(cache, 1 << 60)  # more than a share of any disk
+    assert not files(cache)
