@@ -22,14 +22,19 @@ class Active:
     all that still run: what has no side effects may then be computed for all lanes, which is faster.
     """
 
-    __slots__ = ("count", "full", "lanes", "mask")
+    __slots__ = ("_lanes", "count", "full", "mask")
 
     def __init__(self, mask: np.ndarray, full: bool = False) -> None:
         self.mask = mask
         self.full = full
-        lanes = np.flatnonzero(mask)
-        self.count = lanes.size
-        self.lanes = slice(None) if lanes.size == mask.size else lanes
+        self.count = int(np.count_nonzero(mask))
+        self._lanes: slice | np.ndarray | None = slice(None) if self.count == mask.size else None
+
+    @property
+    def lanes(self) -> slice | np.ndarray:
+        if self._lanes is None:
+            self._lanes = np.flatnonzero(self.mask)
+        return self._lanes
 
     def select(self, chosen: np.ndarray) -> Active | None:
         """Those of them that `chosen` marks; itself when all are, None when none is."""

@@ -22,9 +22,9 @@ from tools.ptx_emulator.syntax import Function, Variable
 from tools.ptx_emulator.types import TYPES
 
 # Threads that run together: more means fewer numpy calls, fewer means that registers stay in the processor's cache.
-BATCH_THREADS = 4096
+BATCH_THREADS = 8192
 BATCH_SHARED_BYTES = 32 << 20
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 32 << 20
 Argument = np.ndarray | np.generic | int | float | bytes
 
 

@@ -176,13 +176,8 @@ def compile_shift(ins: Instruction, frame: Frame) -> Run:
     if amount.strides == (0,) and amount[0] < of.bits:
         fixed = np.broadcast_to(of.dtype.type(amount[0]), amount.shape)
         return universal(function, out, value, fixed)
-    arithmetic = ins.root == "shr" and of.kind == "s"
-
-    def shift(values: np.ndarray, by: np.ndarray) -> np.ndarray:
-        moved = function(values, np.minimum(by, of.bits - 1).astype(of.dtype))
-        return moved if arithmetic else np.where(by < of.bits, moved, of.dtype.type(0))
-
-    return elementwise(shift, out, value, amount)
+    # NumPy's shifts by the width or more give what PTX's clamped ones do.
+    return elementwise(lambda values, by: function(values, by.astype(of.dtype)), out, value, amount)
 
 
 @operation("sad")

@@ -50,27 +50,38 @@ def known(ins: Instruction, *modifiers: str) -> None:
             raise unknown(ins)
 
 
+# Below one active lane in so many, values are gathered; above, all lanes are computed and the active ones kept.
+_SPARSE_FUNCTION = 4
+_SPARSE_UFUNC = 16
+
+
 def elementwise(function: Callable[..., np.ndarray], out: np.ndarray, *sources: np.ndarray) -> Run:
-    """out = function(*sources) for the active threads."""
+    """out = function(*sources) for the active threads. The function has no side effects and takes any bits."""
+    total = out.size
 
     def run(active: Active) -> None:
         if active.full:
             out[...] = function(*sources)
-        else:
+        elif active.count * _SPARSE_FUNCTION < total:
             lanes = active.lanes
             out[lanes] = function(*[source[lanes] for source in sources])
+        else:
+            np.copyto(out, function(*sources), where=active.mask, casting="unsafe")
 
     return run
 
 
 def universal(function: np.ufunc, out: np.ndarray, *sources: np.ndarray) -> Run:
     """The same for a ufunc whose result has `out`'s dtype: written in place, without a temporary."""
+    total = out.size
 
     def run(active: Active) -> None:
         if active.full:
             function(*sources, out=out)
-        else:
+        elif active.count * _SPARSE_UFUNC < total:
             lanes = active.lanes
             out[lanes] = function(*[source[lanes] for source in sources])
+        else:
+            function(*sources, out=out, where=active.mask)
 
     return run
