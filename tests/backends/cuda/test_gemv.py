@@ -15,6 +15,7 @@ from edgellm.backends.reference.ops import ACTIVATIONS
 from tests.backends.cuda.launching import launch
 from tests.backends.cuda.weights import nmse, quantized
 
+OLDER = {4: "_dp4a", 8: "_dp4a", 16: "_fma"}  # ways to multiply below sm_80
 BOUND = 1e-10  # 16 bits of mantissa in x leave 1e-11
 
 
@@ -27,7 +28,6 @@ def random_weight(rng: np.random.Generator, rows: int, inputs: int, bits: int, g
 def gemv(packed: PackedLinear, x: np.ndarray, plan: GemvPlan, out: np.ndarray, **given: Any) -> np.ndarray:
     """W x by the kernel for the weight and batch; `out` is NaN where it is not added to."""
     layout, batch = packed.layout, len(x)
-    tokens = 4 if batch <= 4 else 8
     aligned = layout.inputs % 4 == 0 and given.get("order") is None
     bits = given.pop("flags", 0) | flags.OWN_ZEROS * layout.own_zeros | flags.VECTORS * aligned
     arguments = {
@@ -56,8 +56,10 @@ def gemv(packed: PackedLinear, x: np.ndarray, plan: GemvPlan, out: np.ndarray, *
         "offset": 0.0,
         "softcap": 0.0,
     }
-    name = f"gemv_w16_b{tokens}" if layout.bits == 16 else f"gemv_w{layout.bits}g{layout.group}_b{tokens}"
-    launch(name, (plan.blocks,), arguments | given)
+    capability = given.pop("capability", 80)
+    way, tokens = ("", 4 if batch <= 4 else 8) if capability >= 80 else (OLDER[layout.bits], 1 if batch == 1 else 8)
+    name = f"gemv{way}_w16_b{tokens}" if layout.bits == 16 else f"gemv{way}_w{layout.bits}g{layout.group}_b{tokens}"
+    launch(name, (plan.blocks,), arguments | given, capability)
     return out
 
 
@@ -171,3 +173,18 @@ def test_work_is_shared_out(rows: int, inputs: int, batch: int, blocks: int, spl
     assert plan.chunk * batch <= 64
     assert plan.chunk % (1 << plan.split_log) == 0
     assert (plan.blocks, plan.split_log) == (blocks, split_log)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize(("bits", "group"), [*((bits, group) for bits in (4, 8) for group in GROUPS), (16, 128)])
+def test_every_kernel_of_older_devices_multiplies(bits: int, group: int, tokens: int) -> None:
+    rng = np.random.default_rng(bits * group + tokens)
+    packed = pack_linear([random_weight(rng, 41, 334, bits, group, tokens == 1)])
+    x = rng.standard_normal((tokens, 334)).astype(np.float32)
+    x[0] *= 1e15
+    norm = rng.uniform(0.5, 2, 334).astype(np.float32)
+    plan = GemvPlan(2, 3, 8)
+    found = gemv(packed, x, plan, empty(tokens, 41), capability=75, flags=flags.NORM, norm=norm)
+    wide = x.astype(np.float64)
+    normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * norm
+    assert nmse(found, product(packed, normed)) < (1e-12 if bits == 16 else 1e-9)

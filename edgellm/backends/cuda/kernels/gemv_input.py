@@ -18,6 +18,7 @@ from edgellm.backends.cuda.ptx import (
     device,
     f32,
     fma,
+    ld64_f32,
     ld128_f32,
     shfl_xor,
     split_bf16x2,
@@ -39,6 +40,26 @@ def read_quad(values, x, base, k, inputs, order, flags):
     else:
         for i in range(u32(4)):
             source = u32(k + i)
+            value = f32(0)
+            if source < inputs:
+                if flags & u32(ORDER):
+                    source = order[source]
+                value = x[u32(base + source)]
+            values[i] = value
+
+
+@device
+def read_pairs(values, x, base, k, inputs, order, flags):
+    """The inputs k, k + 8, k + 1 and k + 9 of the row that begins at x[base], as `read_quad`: a lane's of a block."""
+    if flags & u32(VECTORS):
+        for i in range(u32(2)):
+            source = u32(k + i * u32(8))
+            values[i], values[i + u32(2)] = f32(0), f32(0)
+            if source < inputs:
+                values[i], values[i + u32(2)] = ld64_f32(x, u32(base + source))
+    else:
+        for i in range(u32(4)):
+            source = u32(k + (i & u32(1)) * u32(8) + (i >> u32(1)))
             value = f32(0)
             if source < inputs:
                 if flags & u32(ORDER):

@@ -1,0 +1,204 @@
+"""Decode below sm_80, codes of 4 and 8 bits: y = W x by integer dot products of four (`dp4a`).
+
+Each 32 inputs of x (16 where groups are smaller) are two planes of int8 and a float32 scale: s = max |x| / 32512,
+q = rint(x / s) = 256 hi + lo. With whole-number sums, exact in int32,
+
+    y[r] += scale[r, g] * s * (256 sum_k code hi + sum_k code lo - zero[r, g] sum_k q)
+
+so the rounding of x, 2^-16 of the largest of 32 at most, is the only error: 4e-10 of the squares for Gaussian x, where
+128 inputs with one scale would leave 7e-10, and more than 1e-9 behind a norm whose weights differ.
+
+A word of 4-bit codes has four inputs of row g in its even nibbles and the same four of row g + 8 in its odd ones; a
+word of 8-bit codes four of one row. In shared memory the bytes of x lie as the codes do: (2t, 2t + 8, 2t + 1, 2t + 9)
+of a block in a word, a lane's eight words of a tile, four blocks hi and four blocks lo, side by side. For eight weights
+of a token: four products and, once for all tokens, four instructions to take nibbles apart.
+"""
+
+from __future__ import annotations
+
+from edgellm.backends.cuda.kernels.gemv_body import Product, declare_gemv
+from edgellm.backends.cuda.kernels.gemv_input import read_pairs
+from edgellm.backends.cuda.kernels.gemv_plan import CHUNK, WARPS
+from edgellm.backends.cuda.kernels.linear_flags import NORM
+from edgellm.backends.cuda.layout import GROUPS
+from edgellm.backends.cuda.ptx import (
+    bits_of_f32,
+    cuda,
+    device,
+    dp4a_us,
+    f32,
+    f32_of_bits,
+    f32_of_i32,
+    fabs,
+    fma,
+    fmax,
+    funnel_left,
+    i32,
+    lds128,
+    quad_sum,
+    rcp,
+    round_i32,
+    shfl_xor,
+    shfl_xor_u32,
+    u32,
+    unpack_f16x2,
+    warp_sum,
+)
+
+#: Most inputs of x that share a scale.
+X_GROUP = 32
+_THREADS = 32 * WARPS
+_TOP = f32(32512.0)  # 127 * 256: both planes fit
+_LEAST = f32(2.0**-100)  # of a group's largest: below it x is 0, and its inverse stays finite
+
+
+@device
+def begin(lane, batch, stride):
+    """Where a lane reads the bytes of its inputs, and which bits of zero points count: one lane of four takes the sum."""
+    quad_lane = u32(lane & u32(3))
+    return u32(quad_lane * u32(8)), u32(0xFFFFFFFF) if quad_lane == u32(0) else u32(0)
+
+
+def make_stage(group):
+    """The function that brings a chunk of x into shared memory as int8 planes, a scale for `group` inputs."""
+    lanes, halvings = group // 4, (group // 4).bit_length() - 1  # four inputs a thread
+
+    @device
+    def stage(
+        planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset, counting, first, quads, stride,
+        tid,
+    ):  # fmt: skip
+        """As `gemv_input.stage`; a group of the chunk has two words of `sums`: its scale and, an integer, its sum."""
+        v, n = cuda.local.array(4, f32), cuda.local.array(4, f32)
+        for token in range(batch):
+            token = u32(token)
+            base, column = u32(token * x_stride), u32(token * stride)
+            square = f32(0)
+            for quad in range(tid, quads, u32(_THREADS)):
+                quad = u32(quad)
+                k = u32(first + (quad >> u32(2)) * u32(16) + (quad & u32(3)) * u32(2))
+                read_pairs(v, x, base, k, inputs, order, flags)
+                if flags & u32(NORM):
+                    read_pairs(n, norm, u32(0), k, inputs, order, flags)
+                    for i in range(u32(4)):
+                        square = fma(v[i], v[i], square)
+                        v[i] *= offset + n[i]
+                largest = fmax(fmax(fabs(v[0]), fabs(v[1])), fmax(fabs(v[2]), fabs(v[3])))
+                for step in range(halvings):
+                    largest = fmax(largest, shfl_xor(largest, u32(1 << step)))
+                scale = largest * rcp(_TOP)
+                inverse = _TOP * rcp(largest) if largest > _LEAST else f32(0)
+                high, low, total = u32(0), u32(0), u32(0)
+                for i in range(u32(4)):  # inputs 2t, 2t + 8, 2t + 1, 2t + 9
+                    q = round_i32(v[i] * inverse)
+                    upper = i32((q + i32(128)) >> i32(8))
+                    high = u32(high | (u32(upper & i32(0xFF)) << (i * u32(8))))
+                    low = u32(low | (u32((q - (upper << i32(8))) & i32(0xFF)) << (i * u32(8))))
+                    total = u32(total + u32(q))
+                for step in range(halvings):
+                    total = u32(total + shfl_xor_u32(total, u32(1 << step)))
+                at = u32(column + (quad >> u32(4)) * u32(32) + (quad & u32(3)) * u32(8) + ((quad >> u32(2)) & u32(3)))
+                planes[at] = high
+                planes[u32(at + u32(4))] = low
+                if (quad & u32(lanes - 1)) == u32(0):
+                    at = u32((token * u32(quads // u32(lanes)) + quad // u32(lanes)) * u32(2))
+                    sums[at] = scale
+                    sums[u32(at + u32(1))] = f32_of_bits(total)
+            if counting and flags & u32(NORM):
+                square = warp_sum(square)
+                if (tid & u32(31)) == u32(0):
+                    squares[u32((tid >> u32(5)) * u32(8) + token)] += square
+
+    return stage
+
+
+def make_compute(bits, group, tokens):
+    """One step of a warp: 16 rows x 128 inputs; y [2 tokens] has rows g and g + 8 of each token, of the lane's inputs."""
+    shared_scale = min(group, X_GROUP)
+    x_groups, blocks = 128 // shared_scale, shared_scale // 16
+    mask, zero_bits = (1 << 2 * bits) - 1, 2 * bits
+    sum_count = 4 * tokens
+
+    @device
+    def end_group(y, o, acc, scales, pair, scale, total):
+        """Row g from acc[o] (hi) and acc[o + 1] (lo), row g + 8 from the next two."""
+        lower, upper = unpack_f16x2(scales)
+        first = u32((u32(acc[o]) << u32(8)) + u32(acc[o + u32(1)]) - (pair & u32(mask)) * total)
+        second = u32((u32(acc[o + u32(2)]) << u32(8)) + u32(acc[o + u32(3)]) - (pair >> u32(zero_bits)) * total)
+        o = u32(o >> u32(1))
+        y[o] = fma(lower * scale, f32_of_i32(i32(first)), y[o])
+        y[o + u32(1)] = fma(upper * scale, f32_of_i32(i32(second)), y[o + u32(1)])
+
+    @device
+    def compute(q, sz, y, planes, sums, place, step, stride, span, batch, lane):
+        even, odd, b = cuda.local.array(4, u32), cuda.local.array(4, u32), cuda.local.array(8, u32)
+        acc = cuda.local.array(sum_count, i32)
+        for tile in range(u32(2)):
+            for j in range(u32(4)):
+                if bits == 4:
+                    word = q[4 * tile + j]
+                    word = funnel_left(word, word, u32(29))
+                    even[j], odd[j] = word & u32(0x0F0F0F0F), u32(word >> u32(4)) & u32(0x0F0F0F0F)
+                else:
+                    even[j], odd[j] = q[8 * tile + 2 * j], q[8 * tile + 2 * j + 1]
+            for token in range(u32(tokens)):
+                if token < batch:
+                    at = u32(place[0] + token * stride + step * u32(64) + tile * u32(32))
+                    b[0], b[1], b[2], b[3] = lds128(planes, at)
+                    b[4], b[5], b[6], b[7] = lds128(planes, u32(at + u32(4)))
+                    o = u32(token * u32(4))
+                    for j in range(u32(4)):
+                        block = u32(tile * u32(4) + j)
+                        if block % blocks == 0:
+                            for i in range(u32(4)):
+                                acc[o + i] = i32(0)
+                        acc[o] = dp4a_us(even[j], b[j], acc[o])
+                        acc[o + u32(1)] = dp4a_us(even[j], b[j + u32(4)], acc[o + u32(1)])
+                        acc[o + u32(2)] = dp4a_us(odd[j], b[j], acc[o + u32(2)])
+                        acc[o + u32(3)] = dp4a_us(odd[j], b[j + u32(4)], acc[o + u32(3)])
+                        if block % blocks == blocks - 1:
+                            g = u32(block * 16 // group)
+                            at = u32(token * span * u32(group // shared_scale) + step * u32(x_groups))
+                            at = u32((at + block // blocks) * u32(2))
+                            total = bits_of_f32(sums[u32(at + u32(1))]) & place[1]
+                            end_group(y, o, acc, sz[2 * g], sz[2 * g + 1], sums[at], total)
+
+    return compute
+
+
+def make_keep(tokens):
+    """The four lanes of a row add what each has of it."""
+
+    @device
+    def keep(partial, y, place, lane):
+        at = u32(place + (lane >> u32(2)) * u32(tokens))
+        for token in range(u32(tokens)):
+            lower, upper = quad_sum(y[2 * token]), quad_sum(y[2 * token + 1])
+            if (lane & u32(3)) == u32(0):
+                partial[u32(at + token)] = lower
+                partial[u32(at + token + u32(8 * tokens))] = upper
+
+    return keep
+
+
+for _tokens in (1, 8):
+    for _bits in (4, 8):
+        for _group in GROUPS:
+            declare_gemv(
+                f"gemv_dp4a_w{_bits}g{_group}_b{_tokens}",
+                _bits,
+                _group,
+                _tokens,
+                Product(
+                    stage=make_stage(min(_group, X_GROUP)),
+                    begin=begin,
+                    compute=make_compute(_bits, _group, _tokens),
+                    keep=make_keep(_tokens),
+                    plane_words=CHUNK // 2 + 4 * _tokens,
+                    sum_words=2 * CHUNK // min(_group, X_GROUP),
+                    column_words=64,
+                    sum_count=2 * _tokens,
+                ),
+                lowest=70,
+                expects=("LDG.E.*128", "IDP.4A"),
+            )
