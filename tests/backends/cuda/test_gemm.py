@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from edgellm.backends.cuda.kernels import linear_flags as flags
+from edgellm.backends.cuda.kernels.gemv_plan import gemm_kernel
+from edgellm.backends.cuda.layout import LinearLayout
 from edgellm.backends.cuda.packing import PackedLinear, pack_linear, unpack_linear
 from edgellm.backends.reference.ops import ACTIVATIONS
 from tests.backends.cuda.launching import launch
@@ -48,12 +50,7 @@ def gemm(packed: PackedLinear, x: np.ndarray, block_tokens: int, out: np.ndarray
         "softcap": 0.0,
     }
     capability = given.pop("capability", 80)
-    name = (
-        f"gemm_w16_t{block_tokens}"
-        if layout.bits == 16
-        else f"gemm_w{layout.bits}g{min(layout.group, 64)}_t{block_tokens}"
-    )
-    name += "" if capability >= 80 else "_turing"
+    name = gemm_kernel(layout, block_tokens, capability)
     launch(name, (-(-tokens // block_tokens), -(-layout.row_tiles // 8)), arguments | given, capability)
     return out
 
@@ -102,3 +99,17 @@ def test_a_residual_takes_the_product() -> None:
     found = gemm(packed, x, 64, before.copy(), flags=flags.RESIDUAL, multiplier=0.25)
     assert nmse(found[:, :24], before[:, :24] + 0.25 * product(packed, x)) < BOUND
     np.testing.assert_array_equal(found[:, 24:], before[:, 24:])
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 16), (4, 128), (8, 32), (8, 64), (16, 128)])
+def test_turing_multiplies(bits: int, group: int) -> None:
+    rng = np.random.default_rng(bits * group)
+    dense = rng.standard_normal((40, 136)).astype(np.float32)
+    packed = pack_linear([dense if bits == 16 else quantized(rng, 40, 136, bits, group, False)])
+    x = rng.standard_normal((67, 136)).astype(np.float32)
+    found = gemm(packed, x, 64, empty(67, 40), capability=75)
+    assert nmse(found, product(packed, x)) < BOUND
+
+
+def test_there_is_no_kernel_before_turing() -> None:
+    assert gemm_kernel(LinearLayout(4, 16, 128), 64, 72) is None

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from edgellm.backends.cuda.kernels import linear_flags as flags
-from edgellm.backends.cuda.kernels.gemv_plan import GemvPlan, plan_gemv
+from edgellm.backends.cuda.kernels.gemv_plan import GemvPlan, gemv_kernel, plan_gemv
 from edgellm.backends.cuda.layout import GROUPS, LinearLayout
 from edgellm.backends.cuda.packing import PackedLinear, pack_linear, unpack_linear
 from edgellm.backends.reference.ops import ACTIVATIONS
 from tests.backends.cuda.launching import launch
 from tests.backends.cuda.weights import nmse, quantized
 
-OLDER = {4: "_dp4a", 8: "_dp4a", 16: "_fma"}  # ways to multiply below sm_80
 BOUND = 1e-10  # 16 bits of mantissa in x leave 1e-11
 
 
@@ -57,8 +56,7 @@ def gemv(packed: PackedLinear, x: np.ndarray, plan: GemvPlan, out: np.ndarray, *
         "softcap": 0.0,
     }
     capability = given.pop("capability", 80)
-    way, tokens = ("", 4 if batch <= 4 else 8) if capability >= 80 else (OLDER[layout.bits], 1 if batch == 1 else 8)
-    name = f"gemv{way}_w16_b{tokens}" if layout.bits == 16 else f"gemv{way}_w{layout.bits}g{layout.group}_b{tokens}"
+    name = gemv_kernel(layout, batch, capability)
     launch(name, (plan.blocks,), arguments | given, capability)
     return out
 

@@ -47,7 +47,7 @@ from edgellm.backends.cuda.ptx import (
 )
 
 THREADS = 128
-_WARPS = THREADS // 32
+WARPS = THREADS // 32
 _COPIED_ROWS = THREADS // 8  # that a pass of the block over a stage copies, 16 bytes a thread
 _F16_64, _F16_1024 = 0x5400, 0x6400
 
@@ -162,8 +162,8 @@ def multiply(acc, o, a, b0, b1):
     )
 
 
-def make_compute(bits, parts, block_tokens):
-    """The products of one stage."""
+def make_compute(bits, parts, block_tokens, multiply):
+    """The products of one stage, by `multiply` for 8 tokens and a block of 16 inputs."""
     operands = make_operands(bits, parts)
     pairs, second = block_tokens // 16, block_tokens // 2
 
@@ -226,12 +226,12 @@ def declare_gemm(bits, group, block_tokens):
     parts = 64 // group
     stages = 3 if block_tokens == 128 else 4
     stage_words = block_tokens * 32
-    shared_words = max(stages * stage_words, _WARPS * block_tokens * 17)
+    shared_words = max(stages * stage_words, WARPS * block_tokens * 17)
     words, scale_words, zero_shift = 2 * bits, 4 * parts, 2 * bits
     sums, half_sums, room_words = block_tokens, block_tokens // 2, block_tokens * 17
     last_place = (stages - 1) * stage_words
     wait = cp_async_wait1 if stages == 3 else cp_async_wait2
-    load, compute = make_load(bits, parts), make_compute(bits, parts, block_tokens)
+    load, compute = make_load(bits, parts), make_compute(bits, parts, block_tokens, multiply)
     leave = make_leave(block_tokens)
     zeros_type = "u32*" if bits == 8 else "u16*"
     parameters = tuple((name, zeros_type if name == "zeros" else kind) for name, kind in PARAMETERS)

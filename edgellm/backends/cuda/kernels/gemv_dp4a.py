@@ -54,7 +54,7 @@ _LEAST = f32(2.0**-100)  # of a group's largest: below it x is 0, and its invers
 
 @device
 def begin(lane, batch, stride):
-    """Where a lane reads the bytes of its inputs, and which bits of zero points count: one lane of four takes the sum."""
+    """Where a lane reads the bytes of its inputs; which bits of the sums of x count: all in one lane of four."""
     quad_lane = u32(lane & u32(3))
     return u32(quad_lane * u32(8)), u32(0xFFFFFFFF) if quad_lane == u32(0) else u32(0)
 
@@ -113,7 +113,7 @@ def make_stage(group):
 
 
 def make_compute(bits, group, tokens):
-    """One step of a warp: 16 rows x 128 inputs; y [2 tokens] has rows g and g + 8 of each token, of the lane's inputs."""
+    """One step of a warp, 16 rows x 128 inputs: y [2 tokens] has rows g and g + 8 of a token, of the lane's inputs."""
     shared_scale = min(group, X_GROUP)
     x_groups, blocks = 128 // shared_scale, shared_scale // 16
     mask, zero_bits = (1 << 2 * bits) - 1, 2 * bits

@@ -43,3 +43,22 @@ def plan_gemv(layout: LinearLayout, batch: int, multiprocessors: int) -> GemvPla
     blocks = min(-(-layout.row_tiles // (WARPS >> split_log)), multiprocessors)
     chunk = min(room >> split_log << split_log, -(-layout.steps // split) * split)
     return GemvPlan(blocks, split_log, chunk)
+
+
+def gemv_kernel(layout: LinearLayout, batch: int, capability: int) -> str:
+    """The decode kernel of a weight for 1 to 8 tokens on a device (87 means 8.7)."""
+    kind = "w16" if layout.bits == 16 else f"w{layout.bits}g{layout.group}"
+    if capability >= 80:
+        return f"gemv_{kind}_b{4 if batch <= 4 else 8}"
+    return f"gemv_{'fma' if layout.bits == 16 else 'dp4a'}_{kind}_b{1 if batch == 1 else 8}"
+
+
+def gemm_kernel(layout: LinearLayout, block_tokens: int, capability: int) -> str | None:
+    """The prefill kernel of a weight for 64 or 128 tokens a block; None below 7.5, where prompts go by decode kernels.
+
+    Turing has blocks of 64 tokens alone.
+    """
+    if capability < 75:
+        return None
+    kind = "w16" if layout.bits == 16 else f"w{layout.bits}g{min(layout.group, 64)}"
+    return f"gemm_{kind}_t{block_tokens}" if capability >= 80 else f"gemm_{kind}_t64_turing"
