@@ -49,11 +49,12 @@ _SEQUENCES = 128
 
 @dataclass(frozen=True)
 class Outcome:
-    """One conversion: nats and KL a token on held-out text, agreement of the likeliest token, and the mean loss of its
-    linears (None where scales were folded)."""
+    """One conversion: nats a token on held-out text, the standard error of what they differ by from the source's, KL,
+    agreement of the likeliest token, and the mean loss of its linears (None where scales were folded)."""
 
     seed: int
     nll: float
+    error: float
     kl: float
     top1: float
     loss: float | None
@@ -81,7 +82,9 @@ class Row:
         return statistics.stdev(getattr(o, key) for o in self.outcomes) if len(self.outcomes) > 1 else 0.0
 
 
-def measure(source: Source, bits: Sequence[int], seeds: Sequence[int], group_size: int, work: Path) -> list[Row]:
+def measure(
+    source: Source, methods: Sequence[str], bits: Sequence[int], seeds: Sequence[int], group_size: int, work: Path
+) -> list[Row]:
     """All rows of one model."""
     rows = []
     with (
@@ -91,23 +94,29 @@ def measure(source: Source, bits: Sequence[int], seeds: Sequence[int], group_siz
         calibration = load_calibration(opened, source.calibration, sequences=_SEQUENCES, length=source.length)
         sums = hessians(opened, calibration.token_ids)
         found = edgellm.evaluate(llm, source.held_out, window=source.length)
-        rows.append(Row(source.name, "source", 16, (Outcome(0, found.nll_per_token, 0.0, 1.0, 0.0),)))
+        rows.append(Row(source.name, "source", 16, (Outcome(0, found.nll_per_token, 0.0, 0.0, 1.0, 0.0),)))
         for width in bits:
-            for method, settings in METHODS.items():
+            for method in methods:
                 outcomes = []
-                for seed in seeds if settings["method"] != "rtn" else seeds[:1]:
-                    out = work / f"{source.name}-{method.replace(' ', '-')}-{width}-{seed}"
-                    made = {**settings, "bits": width, "group_size": group_size, "sym": False}
-                    if settings["method"] != "rtn":
-                        made |= {"calibration": str(source.calibration), "sequences": _SEQUENCES, "seed": seed}
-                        made |= {"sequence_length": source.length}
-                    report = edgellm.convert(source.folder, out, overwrite=True, **made)
-                    if any(linear.bits != width or linear.group_size != group_size for linear in report.linears):
-                        raise SystemExit(f"{out}: not every linear has {width} bits in groups of {group_size}")
+                for seed in seeds if method != "RTN" else seeds[:1]:
+                    out = _converted(source, method, width, seed, group_size, work)
                     outcomes.append(_outcome(seed, source, out, llm, None if method == "AWQ" else sums))
                 rows.append(Row(source.name, method, width, tuple(outcomes)))
                 print(_line(rows[-1]), file=sys.stderr, flush=True)
     return rows
+
+
+def _converted(source: Source, method: str, bits: int, seed: int, group_size: int, work: Path) -> Path:
+    """The folder of one conversion; all its linears have the same bits and groups."""
+    out = work / f"{source.name}-{method.replace(' ', '-')}-{bits}-{seed}"
+    settings = {**METHODS[method], "bits": bits, "group_size": group_size, "sym": False}
+    if method != "RTN":
+        settings |= {"calibration": str(source.calibration), "sequences": _SEQUENCES, "seed": seed}
+        settings |= {"sequence_length": source.length}
+    report = edgellm.convert(source.folder, out, overwrite=True, **settings)
+    if any(linear.bits != bits or linear.group_size != group_size for linear in report.linears):
+        raise SystemExit(f"{out}: not every linear has {bits} bits in groups of {group_size}")
+    return out
 
 
 def _outcome(seed: int, source: Source, out: Path, llm: edgellm.LLM, sums: Hessians | None) -> Outcome:
@@ -117,7 +126,8 @@ def _outcome(seed: int, source: Source, out: Path, llm: edgellm.LLM, sums: Hessi
     if sums is not None:
         with open_model(source.folder) as before, open_model(out) as after:
             loss = statistics.fmean(losses(before, after, sums).values())
-    return Outcome(seed, found.nll_per_token, found.against.kl_mean, found.against.top1_agreement, loss)
+    other = found.against
+    return Outcome(seed, found.nll_per_token, other.nll_difference_error, other.kl_mean, other.top1_agreement, loss)
 
 
 def broken(rows: Iterable[Row]) -> list[str]:
@@ -133,9 +143,11 @@ def broken(rows: Iterable[Row]) -> list[str]:
             difference = a.mean("nll") - b.mean("nll")
             if difference < 0 or (equal and difference == 0):
                 continue
-            noise = math.hypot(a.spread("nll"), b.spread("nll"))
-            text = f"{model}, {bits} bits: {better} is not below {worse}: {difference:+.5f} nats a token"
-            text += f" (seeds spread by {noise:.5f}); KL {a.mean('kl'):.5f} and {b.mean('kl'):.5f}"
+            seeds = math.hypot(a.spread("nll"), b.spread("nll"))
+            sampling = max(a.mean("error"), b.mean("error"))
+            text = f"{model}, {bits} bits: {better} is not below {worse}: {difference:+.5f} nats a token ("
+            text += f"seeds spread by {seeds:.5f}, the text's standard error is {sampling:.5f})"
+            text += f"; KL {a.mean('kl'):.5f} and {b.mean('kl'):.5f}"
             if None not in (a.outcomes[0].loss, b.outcomes[0].loss):
                 text += f"; loss of the linears {a.mean('loss'):.3e} and {b.mean('loss'):.3e}"
             found.append(text)
@@ -166,6 +178,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data", help="the story models")
     parser.add_argument("--guide", type=Path, metavar="FOLDER", help="the guide in float16; without, it is left out")
     parser.add_argument("--model", choices=MODELS, action="append", help="may be repeated (all)")
+    parser.add_argument("--method", choices=METHODS, action="append", help="may be repeated (all)")
+    parser.add_argument("--documents", type=int, default=60, metavar="N", help="held-out stories or conversations (60)")
     parser.add_argument("--bits", type=_numbers, default=[4, 3], metavar="N,..", help="(4,3)")
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], metavar="N,..", help="of the calibration (0,1,2)")
     parser.add_argument("--group-size", type=int, default=32, metavar="N", help="(32)")
@@ -175,8 +189,8 @@ def main() -> None:
     for name in args.model or MODELS:
         if name == "guide" and args.guide is None:
             continue
-        source = make_source(name, args.data, args.guide, args.work)
-        rows += measure(source, args.bits, args.seeds, args.group_size, args.work)
+        source = make_source(name, args.data, args.guide, args.work, args.documents)
+        rows += measure(source, args.method or list(METHODS), args.bits, args.seeds, args.group_size, args.work)
     print(table(rows))
     faults = broken(rows)
     print("\n" + ("\n".join(faults) if faults else "Every order holds."))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgellm.convert.prune_recipe import PruneRecipe
 from edgellm.convert.units import units_of
 from edgellm.errors import OutOfMemoryError
-from edgellm.model import OpenedModel
+from edgellm.model import ModelConfig, OpenedModel
 
 #: Tokens whose inputs and outputs of a linear are held together, and buffers as wide as the MLP among them.
 _STEP_TOKENS = 8192
@@ -40,11 +40,9 @@ def plan_pruning(
     tokens = shape[0] * shape[1]
     follows = recipe.refit == "source" and recipe.sparsity is None and not config.post_norms
     widest = max(config.intermediate_size, config.num_attention_heads * config.head_dim, config.hidden_size)
-    square, across = 8 * widest**2, 8 * widest * config.hidden_size
-    # sums, the damped block, LAPACK's copy of it; cross sums, what is lacking, the solution; the weight and the new one
-    solving = 3 * square + 4 * across
+    solving = max(_solving_bytes(recipe, *sizes) for sizes in _cut_inputs(recipe, config))
     rows = min(_STEP_TOKENS, tokens)
-    summing = square + across + 4 * rows * (_WIDE_BUFFERS * widest + 4 * config.hidden_size)
+    summing = 8 * widest * (widest + config.hidden_size) + 4 * rows * (_WIDE_BUFFERS * widest + 4 * config.hidden_size)
     forward = 4 * min(_FORWARD_TOKENS, tokens) * _FORWARD_BUFFERS * widest
     embedding = 4 * config.vocab_size * config.hidden_size
     fixed = process_bytes + max(4 * layer * (1 + follows) + max(solving, summing + forward), embedding)
@@ -54,3 +52,21 @@ def plan_pruning(
         raise OutOfMemoryError(f"pruning needs {fixed:,} bytes", key="max_ram", found=f"{limit:,}", hint=hint)
     in_memory = hidden if limit is None or fixed + hidden <= limit else 0
     return PruneBudget(fixed, in_memory, fixed + in_memory)
+
+
+def _cut_inputs(recipe: PruneRecipe, config: ModelConfig) -> list[tuple[int, int, int]]:
+    """(inputs, those that stay at most, outputs) of the linears behind cuts: o_proj and the widest down_proj."""
+    heads = config.num_attention_heads * config.head_dim
+    width = max(config.mlp_width(layer) for layer in range(config.num_hidden_layers))
+    kept_heads = heads * recipe.kept_groups(config) // config.num_key_value_heads
+    kept_width = width if recipe.ffn_by_layer else recipe.kept_width(width)
+    return [(heads, kept_heads, config.hidden_size), (width, kept_width, config.hidden_size)]
+
+
+def _solving_bytes(recipe: PruneRecipe, inputs: int, kept: int, outputs: int) -> int:
+    """In float64, of scoring inputs and of re-fitting those that stay."""
+    # sums, the damped block, LAPACK's copy of it; cross sums; what is lacking, LAPACK's copy of that, the solution
+    fitting = inputs**2 + 2 * kept**2 + outputs * (inputs + 3 * kept)
+    # sums and cross sums; the damped sums, LAPACK's copy, its right sides, the inverse
+    scoring = 5 * inputs**2 + outputs * inputs if recipe.measure == "loss" and kept < inputs else 0
+    return 8 * max(fitting, scoring)

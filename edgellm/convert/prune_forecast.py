@@ -14,6 +14,8 @@ from edgellm.model import ModelConfig, OpenedModel
 #: Passes of the tokens through each layer that stays: with each part of the cut one that for the sums and that for the
 #: next part. The source's hidden states, and the survey that chooses layers, go once through all of them.
 _PASSES = 2
+#: Products and factorizations in float64 run at about this share of the float32 product's rate.
+_FLOAT64_RATE = 0.45
 _BEHIND_CUTS = ("self_attn.o_proj", "mlp.down_proj")
 _UNKNOWN_VOCABULARY = "what goes of the vocabulary shows when the corpus is read: the sizes here have all of it"
 _FROM_SHAPES = "sizes are those of the source, less what goes by the shapes"
@@ -108,11 +110,17 @@ def _pruning_seconds(
     config = opened.config
     operations = 0.0
     stays = _layers_share(config, cut)
-    through_all = (cut.refit == "source" and not config.post_norms) + bool(cut.layers or cut.ffn_by_layer)
+    follows = cut.refit == "source" and not config.post_norms
+    through_all = follows + bool(cut.layers or cut.ffn_by_layer)
     for unit in units:
         operations += (_PASSES * stays + through_all) * 2 * tokens * unit.size
-        if unit.leaf in _BEHIND_CUTS:
-            width = unit.in_features
-            operations += stays * tokens * (1.2 * width**2 + 2 * width * config.hidden_size)
-            operations += shares[unit.stem] ** 2 * width**2 * (width + 4 * config.hidden_size)
+        if unit.leaf in _BEHIND_CUTS and (follows or shares[unit.stem] < stays):
+            width, outputs = unit.in_features, unit.shape[0]
+            kept = width * shares[unit.stem] / stays
+            operations += stays * tokens * (1.2 * width**2 + 2 * width * outputs)
+            # in float64: the error before and behind the re-fit, then what is lacking and the equations
+            exact = 2 * outputs * width**2
+            if cut.refit != "none":
+                exact += exact + 2 * kept**2 * outputs + (2 / 3 * kept**3 + 2 * kept**2 * outputs)
+            operations += stays * exact / _FLOAT64_RATE
     return operations / rates.product

@@ -27,8 +27,6 @@ _LLAMA2C = {
 }
 #: What widths are raised to multiples of: 32 fills the words of every number of bits.
 _MULTIPLE = 32
-_HELD_OUT_STORIES = 60
-_HELD_OUT_CONVERSATIONS = 150
 _CONVERSATIONS = 4000
 #: Far from every seed of the training data.
 _HELD_OUT_SEED = 10**12
@@ -52,17 +50,18 @@ class Source:
     length: int
 
 
-def make_source(name: str, data: Path, guide: Path, work: Path) -> Source:
+def make_source(name: str, data: Path, guide: Path | None, work: Path, documents: int) -> Source:
     """The source of that name, written into `work`.
 
     Args:
         data: the shared data, for the story models.
-        guide: a folder with the guide in floating point.
+        guide: a folder with the guide in floating point, for the guide.
+        documents: held-out stories or conversations.
     """
     work.mkdir(parents=True, exist_ok=True)
     if name == "guide":
         texts = work / "conversations.jsonl", work / "held_out_conversations.jsonl"
-        held_out = [made.messages() for made in islice(Generator(_HELD_OUT_SEED), _HELD_OUT_CONVERSATIONS)]
+        held_out = [made.messages() for made in islice(Generator(_HELD_OUT_SEED), documents)]
         _write(texts[0], ({"messages": made} for made in calibration(_CONVERSATIONS)))
         _write(texts[1], ({"messages": made} for made in held_out))
         return Source(name, guide, *texts, 512)
@@ -73,7 +72,7 @@ def make_source(name: str, data: Path, guide: Path, work: Path) -> Source:
     unseen = (data / "text" / "valid_decoded.txt").read_text(encoding="utf-8").split("<|endoftext|>")
     texts = work / "stories.jsonl", work / "held_out_stories.jsonl"
     _write(texts[0], ({"text": story.strip()} for story in stories))
-    _write(texts[1], ({"text": story.strip()} for story in unseen[1 : _HELD_OUT_STORIES + 1]))
+    _write(texts[1], ({"text": story.strip()} for story in unseen[1 : documents + 1]))
     return Source(name, folder, *texts, 256)
 
 
