@@ -63,7 +63,7 @@ def pack_linear(
     if not coded:
         dense = _in_slots(np.concatenate([np.asarray(weight, np.float32) for weight in weights]), paired)
         layout = layout or plan_linear(rows, inputs, 16, paired=paired)
-        return _pack_dense(dense, layout) if layout.bits == 16 else _quantize(dense, layout)
+        return _pack_dense(dense, layout) if layout.bits == 16 else quantize(dense, layout)
     first = coded[0]
     if any((weight.bits, weight.group_size) != (first.bits, first.group_size) for weight in coded):
         raise UsageError("weights of one packed linear differ in bits or groups", key="weights", found=len(coded))
@@ -195,15 +195,25 @@ def dense_factor(largest: float) -> float:
     return 1.0 if largest == 0.0 or 2.0**-9 <= largest <= 2.0**9 else power_of_two(largest)
 
 
-def _quantize(weight: np.ndarray, layout: LinearLayout) -> PackedLinear:
-    """Round to nearest, symmetric around the middle code, a scale a group: what `kernels/quantize.py` does."""
+def quantized_factor(layout: LinearLayout, largest: float) -> float:
+    """The factor of a dense weight that is quantized at load: one for all magnitudes up to 2^9, however small.
+
+    Scales are then float16 numbers of full precision for groups whose largest is 2^-20 or more.
+    """
+    if largest <= 2.0**9:
+        return 2.0 ** -(layout.bits + 5)
+    return power_of_two(largest) / (1 << layout.bits - 2)
+
+
+def quantize(weight: np.ndarray, layout: LinearLayout) -> PackedLinear:
+    """Round to nearest, symmetric around the middle code, a scale a group; rows in the order of slots."""
     padded = np.zeros((weight.shape[0], layout.padded_inputs), np.float32)
     padded[:, : weight.shape[1]] = weight
     grouped = padded.reshape(len(padded), layout.groups, layout.group)
     middle = 1 << layout.bits - 1
     largest = np.abs(grouped).max(-1)
-    factor = scale_factor(layout, largest)
-    halves = (largest / np.float32(factor) / np.float32(middle - 1)).astype(np.float16)
+    factor = quantized_factor(layout, float(largest.max(initial=0.0)))
+    halves = (largest / np.float32(factor) * np.float32(1 / (middle - 1))).astype(np.float16)
     steps = halves.astype(np.float32) * np.float32(factor)
     inverse = np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > 0)
     codes = np.clip(np.rint(grouped * inverse[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.backends.cuda.kernels.pack_kinds import KINDS, PLAIN
-from edgellm.backends.cuda.layout import LinearLayout
+from edgellm.backends.cuda.layout import LinearLayout, plan_linear
 from edgellm.backends.cuda.packing import pack_linear
 from edgellm.formats import CodePlaces, QuantizedTensor
 from tests.backends.cuda.launching import launch
@@ -131,4 +131,35 @@ def test_numbers_of_any_storage(kind: str, paired: bool) -> None:
             },
             capability=75,
         )
+    np.testing.assert_array_equal(tiles, packed.tiles)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_numbers_are_quantized(bits: int, size: float) -> None:
+    rng = np.random.default_rng(bits)
+    weight = (size * rng.standard_normal((41, 210))).astype(np.float32)
+    weight[3] = 0
+    layout = plan_linear(41, 210, bits)
+    packed = pack_linear([weight], layout=layout)
+    tiles, scales = np.full_like(packed.tiles, 0xAAAAAAAA), np.full_like(packed.scales, 0xAAAAAAAA)
+    for first in (0, 32):  # pieces
+        launch(
+            f"quantize_w{bits}g{layout.group}",
+            (-(-layout.groups // 4), 2 if first == 0 else 1),
+            {
+                "source": weight[first : first + 32].reshape(-1).view(np.uint32),
+                "tiles": tiles,
+                "scales": scales,
+                "rows": min(32, 41 - first),
+                "inputs": 210,
+                "steps": layout.steps,
+                "first_tile": first // 16,
+                "kind": KINDS["F32"],
+                "factor": packed.factor,
+                "inverse": 1 / packed.factor,
+            },
+            capability=75,
+        )
+    np.testing.assert_array_equal(scales, packed.scales)
     np.testing.assert_array_equal(tiles, packed.tiles)
