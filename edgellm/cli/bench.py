@@ -58,7 +58,7 @@ def add_arguments(parser: Parser) -> None:
     depths = ",".join(map(str, _DEPTHS))
     group.add_argument("--depth", metavar="N,N", type=_depths, help=f"tokens before those generated ({depths})")
     group.add_argument("--runs", metavar="N", type=options.positive, default=_RUNS, help=f"rounds ({_RUNS})")
-    group.add_argument("--profile", action="store_true", help="time by kind of op as well (backend cpu)")
+    group.add_argument("--profile", action="store_true", help="time by kind of op as well (backends cpu, cuda)")
     group.add_argument(
         "--plot",
         metavar="FILE",
@@ -177,12 +177,19 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             read = size(sum(entry["read_bytes_per_token"].values()))
             bandwidth = limits["read_bytes_per_second"]
             share = f"  {entry['bandwidth_share']:.0%} of {bandwidth / 1e9:.1f} GB/s, {read} a token"
+            if facts["backend"] == "cuda":
+                share += f", {entry['microseconds_per_layer']:.0f} us a layer"
         lines.append((f"decode at {entry['depth']}", _rates(entry["tokens_per_second"]) + share))
     bandwidths = limits["read_bytes_per_second_measured"]
     if bandwidths:
         median, least, most = (value / 1e9 for value in spread(bandwidths).values())
         shown = f"{median:.1f} GB/s ({least:.1f}-{most:.1f})"
-        lines.append(("machine reads", f"{shown}, median of {len(bandwidths)} before and after the rounds"))
+        lines.append(
+            (
+                "GPU copies" if facts["backend"] == "cuda" else "machine reads",
+                f"{shown}, median of {len(bandwidths)} before and after the rounds",
+            )
+        )
     first = facts["first_token"]
     seconds = first["seconds"]
     shown = f"{seconds['median']:.3f} s ({seconds['min']:.3f}-{seconds['max']:.3f})"
@@ -190,6 +197,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     running = size(facts["resident_memory_bytes"])
     lines.append(("peak memory", f"{size(facts['peak_memory_bytes'])}, {running} while running"))
     where = [facts["backend"], facts["isa"], f"{facts['threads']} threads", facts["machine"]["processor"]]
+    if facts["threads"] is None:
+        where[2] = facts["device"]
     if facts["load_average"] is not None:
         where.append(f"load average {facts['load_average']:.1f}")
     lines.append(("on", " · ".join(str(part) for part in where if part)))
@@ -228,13 +237,13 @@ def _weights(facts: dict[str, Any]) -> str:
 def _has_profile(args: Namespace) -> bool:
     from edgellm.backends import find
 
-    return find(args.backend, args.device).name == "cpu"
+    return find(args.backend, args.device).name in ("cpu", "cuda")
 
 
 def _require_profile(args: Namespace) -> None:
     if not _has_profile(args):
         found = args.backend or args.device
-        raise UsageError("that backend has no profile", key="--profile", found=found, allowed="--backend cpu")
+        raise UsageError("that backend has no profile", key="--profile", found=found, allowed="--backend cpu, cuda")
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -96,6 +96,10 @@ def _limits(llm: LLM, measured: Measured, say: Callable[[str], None]) -> None:
     if "work" not in llm.info:
         return
     say("what the machine can read and multiply")
+    if llm.info["backend"] == "cuda":
+        with _gpu_yardstick(llm.info["device"]) as gpu:
+            measured.read_bandwidth.append(gpu.copy_bandwidth(_YARDSTICK_SECONDS))
+        return
     with _yardstick(llm.info["threads"]) as yardstick:
         measured.read_bandwidth.append(yardstick.read_bandwidth(_YARDSTICK_SECONDS))
         measured.integer_peak.append(yardstick.integer_peak(_YARDSTICK_SECONDS))
@@ -124,6 +128,14 @@ def _yardstick(threads: int) -> Any:
     return Yardstick(threads, READ_BYTES if available is None else min(READ_BYTES, available // _YARDSTICK_PART))
 
 
+def _gpu_yardstick(device: str) -> Any:
+    """Of the GPU in "cuda:0 name"; what it copies counts as read and written, as published bandwidths do."""
+    from edgellm.backends.cuda.device import device_index
+    from edgellm.backends.cuda.measure import Yardstick
+
+    return Yardstick(device_index(device.split()[0]))
+
+
 def spread(values: Iterable[float]) -> dict[str, float]:
     """Median, least and most."""
     values = list(values)
@@ -149,19 +161,21 @@ def summary(llm: LLM, sizes: Sizes, measured: Measured) -> dict[str, Any]:
     prefill = []
     for length, rates in measured.prefill.items():
         entry: dict[str, Any] = {"tokens": length, "tokens_per_second": spread(rates)}
-        if peak and work["integer_operations"]:
+        if peak and work and work["integer_operations"]:
             used = work["integer_operations"] * entry["tokens_per_second"]["median"]
             entry |= {"operations_per_token": work["integer_operations"], "peak_share": used / peak}
         prefill.append(entry)
     decode = []
     for depth, rates in measured.decode.items():
         entry = {"depth": depth, "tokens": sizes.generate, "tokens_per_second": spread(rates)}
-        if bandwidth:
+        if bandwidth and work:
             # in the middle of the run
             cache = cache_token_bytes(llm.config, llm.info["cache_dtype"], max(depth, 1) + sizes.generate / 2)
             entry["read_bytes_per_token"] = {"weights": work["weight_bytes"], "cache": cache}
             read = (work["weight_bytes"] + cache) * entry["tokens_per_second"]["median"]
             entry["bandwidth_share"] = read / bandwidth
+        seconds_a_layer = 1 / entry["tokens_per_second"]["median"] / llm.config.num_hidden_layers
+        entry["microseconds_per_layer"] = seconds_a_layer * 1e6
         decode.append(entry)
     return {
         "prefill": prefill,

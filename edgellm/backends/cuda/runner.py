@@ -11,6 +11,7 @@ from edgellm.backends.cuda.cache import CudaCache
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.linears import GEMV_TOKENS
 from edgellm.backends.cuda.lower import Model
+from edgellm.backends.cuda.profile import LaunchTime, launch_times, timed, weight_bytes
 from edgellm.backends.cuda.records import Part, ids_in, parts_of, records_in, write_records
 from edgellm.backends.cuda.space import View
 from edgellm.backends.cuda.steps import Steps
@@ -36,6 +37,7 @@ class CudaRunner:
         self.program = model.program
         self.weight_nbytes = model.weights.nbytes
         self._device, self._stream, self._precision = device, stream, precision
+        self._token_bytes = weight_bytes(model.weights.matrices)
         self._model: Model | None = model
         self._records = records_in(model.space.host.array)
         self._ids = ids_in(model.space.host.array)
@@ -53,6 +55,7 @@ class CudaRunner:
             "threads": None,
             "weights": "packed",
             **self._precision,
+            "work": {"weight_bytes": self._token_bytes, "integer_operations": 0},
         }
 
     def new_cache(self, geometry: CacheGeometry, num_slots: int) -> CudaCache:
@@ -63,11 +66,7 @@ class CudaRunner:
         self, cache: CudaCache, batch: Batch, trace: Trace | None = None, stopped: Stopped | None = None
     ) -> np.ndarray:
         """One step; see `interface.Runner`."""
-        model = self._model
-        if model is None:
-            raise EngineClosed("the model was closed")
-        if cache.steps is None:
-            cache.steps = Steps(self._device, self._stream, model, cache.places)
+        model = self._open(cache)
         answer = _Answer(batch, self._has_logits, self._width)
         with self._device:
             for part in parts_of(batch, model.space.rows):
@@ -79,6 +78,32 @@ class CudaRunner:
                     self._ids[: len(part.rows)] = batch.token_ids[part.rows]
                     self._prompt(cache.steps, part, answer, stopped)
         return answer.values
+
+    def profile(self, cache: CudaCache, batch: Batch) -> list[LaunchTime]:
+        """One step of one kind, tokens of several sequences or a prompt, as `run` does it but without a graph, and what
+        each launch took."""
+        model = self._open(cache)
+        times: list[LaunchTime] = []
+        with self._device:
+            for part in parts_of(batch, model.space.rows):
+                write_records(self._records, part, batch.token_ids)
+                self._ids[: len(part.rows)] = batch.token_ids[part.rows]
+                self._stream.upload(model.space.record, self._records)
+                self._stream.upload(model.space.ids, self._ids)
+                calls = cache.steps.calls(len(part.rows), decode=part.decode)
+                seconds = timed(self._stream, model.kernels, calls)
+                behind = part.states if part.decode else [part.states[0].extended(len(part.rows) - 1)]
+                sizes = (self.program, model.weights, cache.geometry, behind)
+                times += launch_times(*sizes, calls, seconds)
+        return times
+
+    def _open(self, cache: CudaCache) -> Model:
+        """The model, with the cache's steps made ready. Raises `EngineClosed`."""
+        if self._model is None:
+            raise EngineClosed("the model was closed")
+        if cache.steps is None:
+            cache.steps = Steps(self._device, self._stream, self._model, cache.places)
+        return self._model
 
     def close(self) -> None:
         """Free the weights and the scratch."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgellm.backends.cuda.attention import AttentionScratch
 from edgellm.backends.cuda.cache import CachePlaces
+from edgellm.backends.cuda.calls import Call
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.graph import Graph
 from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_logits
@@ -23,9 +24,9 @@ class Steps:
     """What a model does with one cache, which owns this and is not held by it, so that its memory is free as soon as
     nobody has it any more. The device's context must be current where work is put into the stream."""
 
-    def __init__(self, device: Device, stream: Stream, model: Model, cache: CachePlaces) -> None:
-        self._model, self._cache, self._stream = model, cache, stream
-        self._scratch = AttentionScratch(device, stream, model.program.config, cache.geometry)
+    def __init__(self, device: Device, stream: Stream, model: Model, places: CachePlaces) -> None:
+        self._model, self._places, self._stream = model, places, stream
+        self._scratch = AttentionScratch(device, stream, model.program.config, places.geometry)
         self._decodes: dict[int, Graph] = {}
         self._prompts: OrderedDict[int, list[Launch]] = OrderedDict()
         self._has_logits = any(op.kind == "logits" for op in model.program.ops)
@@ -56,6 +57,14 @@ class Steps:
         vocab_size = self._model.program.config.vocab_size
         return self._model.space.host_logits.array.view(np.float32)[: rows * vocab_size].reshape(rows, vocab_size)
 
+    def calls(self, rows: int, *, decode: bool) -> list[Call]:
+        """The launches of a step, the logits of its rows, or a prompt's last, with them."""
+        shape = StepShape(rows, decode)
+        calls = lower(self._model, self._places, self._scratch, shape)
+        if not self._has_logits:
+            return calls
+        return calls + lower_logits(self._model, shape, *((0, rows) if decode else (rows - 1, 1)))
+
     def launches(self, rows: int) -> int:
         """How many launches and copies the graph of a decode step has."""
         if rows not in self._decodes:
@@ -63,11 +72,8 @@ class Steps:
         return self._decodes[rows].nodes
 
     def _capture(self, rows: int) -> Graph:
-        model, shape = self._model, StepShape(rows, decode=True)
-        calls = lower(model, self._cache, self._scratch, shape)
-        if self._has_logits:
-            calls += lower_logits(model, shape, 0, rows)
-        launches = model.kernels.prepare(calls)
+        model = self._model
+        launches = model.kernels.prepare(self.calls(rows, decode=True))
 
         def step() -> None:
             self._stream.upload(model.space.record, records_in(model.space.host.array)[:rows])
@@ -85,7 +91,7 @@ class Steps:
         if rows not in self._prompts:
             if len(self._prompts) >= _KEPT:
                 self._prompts.popitem(last=False)
-            calls = lower(self._model, self._cache, self._scratch, self._prompt_shape(rows))
+            calls = lower(self._model, self._places, self._scratch, self._prompt_shape(rows))
             self._prompts[rows] = self._model.kernels.prepare(calls)
         self._prompts.move_to_end(rows)
         return self._prompts[rows]

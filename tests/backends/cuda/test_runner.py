@@ -9,6 +9,7 @@ import pytest
 
 from edgellm.backends import find
 from edgellm.backends.cuda.backend import CudaBackend
+from edgellm.backends.cuda.measure import Yardstick
 from edgellm.backends.cuda.runner import CudaRunner
 from edgellm.backends.interface import Batch, Runner, StepStopped
 from edgellm.backends.slots import SlotState
@@ -119,6 +120,26 @@ def test_a_program_with_an_unknown_op_is_refused(fake_gpu):
             CudaBackend().load(strange, model.weights)
         with pytest.raises(UsageError, match="lm_head: no such choice"):
             CudaBackend().load(program, model.weights, lm_head="int5")
+
+
+def test_a_profile_has_every_launch_and_what_it_reads(shipped_gpu):
+    shipped_gpu(80)
+    runner = load("llama-gqa-head-dim", lm_head="keep")
+    cache = runner.new_cache(geometry(runner, 16, 8, "float16"), 1)
+    times = runner.profile(cache, Batch.of([(SlotState(0, end=3), [4], "last")]))
+    layers = runner.program.config.num_hidden_layers
+    layer = ["gemv", "attention_decode", "gemv", "gemv", "gemv"]
+    assert [time.kind for time in times] == ["embed", *layer * layers, "gemv"]
+    assert sum(time.nbytes for time in times if time.kind == "gemv") == runner.describe()["work"]["weight_bytes"]
+    assert [time.nbytes for time in times if time.kind == "attention_decode"] == [2 * 2 * 4 * 16 * 2] * layers
+    assert all(time.seconds > 0 for time in times)
+
+
+def test_the_yardstick_copies_and_goes(fake_gpu):
+    fake = fake_gpu(80)
+    with Yardstick(0, 1 << 20) as yardstick:
+        assert yardstick.copy_bandwidth(0.001) > 0
+    assert fake.calls["cuMemFree_v2"] == fake.calls["cuMemAlloc_v2"] == 2
 
 
 @pytest.mark.parametrize("layers", [1, 2])
