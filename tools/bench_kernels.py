@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgellm.backends.cpu.arena import Arena
+from edgellm.backends.cpu.arena import Arena, aligned_zeros
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout
 from edgellm.backends.cpu.linear_dense import op_linear_f16
@@ -70,10 +70,10 @@ class Case:
         self.ops["factor"], self.ops["bias"], self.ops["permutation"] = 1.0, -1, -1
         self.ops["source_stride"], self.ops["out_stride"] = layout.inputs, layout.rows
         self.act = rng.standard_normal(tokens * layout.inputs).astype(np.float32)
-        self.out = np.zeros(tokens * layout.rows, np.float32)
+        self.out = aligned_zeros(tokens * layout.rows, np.float32)
         quads, xs = scratch_sizes(layout, tokens, planes)
-        self.quads, self.xs = np.zeros(quads, np.int32), np.zeros(xs, np.float32)
-        self.stage, self.permutations = np.zeros(nth * STAGE, np.float32), np.zeros(1, np.int32)
+        self.quads, self.xs = aligned_zeros(quads, np.int32), aligned_zeros(xs, np.float32)
+        self.stage, self.permutations = aligned_zeros(nth * STAGE, np.float32), np.zeros(1, np.int32)
         self.sink = np.zeros((nth, SUMS * F32_LANES), np.int32)
         self.float_sink = self.sink.view(np.float32)
         self.quantize()

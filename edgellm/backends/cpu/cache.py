@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.backends.cpu.arena import aligned_zeros
 from edgellm.backends.cpu.layout import ALIGNMENT, round_up
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.errors import ModelError, OutOfMemoryError
@@ -59,12 +60,10 @@ class CpuCache:
         self.storage = STORAGE[geometry.dtype]
         layout, self.nbytes = _lay_out(geometry, num_slots)
         try:
-            whole = np.zeros(self.nbytes + ALIGNMENT, np.uint8)  # numpy asks for large pages itself
+            self.data = aligned_zeros(self.nbytes, np.uint8)
         except (MemoryError, OverflowError, ValueError):
             raise OutOfMemoryError(f"no memory for a cache of {self.nbytes:,} bytes", hint="Lower context.") from None
         self.layout = np.array(layout, np.int64)
-        start = -whole.ctypes.data % ALIGNMENT
-        self.data = whole[start : start + self.nbytes]
         self._layers = [self._chunks(layer) for layer in range(len(geometry.windows))]
 
     def copy_slot(self, source: SlotState, target: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.backends.cpu.arena import aligned_zeros
 from edgellm.backends.cpu.attention import attention_scratch, partial_width
 from edgellm.backends.cpu.attention_plan import KindPlan, RopeTables, StepPlan, kinds_of, plan_step, rope_tables
 from edgellm.backends.cpu.cache import CpuCache
@@ -203,18 +204,18 @@ class _Space:
     """Scratch of all steps; only logits and partial results are sized by the step."""
 
     def __init__(self, lowered: Lowered, shape: np.ndarray, threads: int) -> None:
-        self._act = np.zeros(lowered.act_floats, np.float32)
-        self._quads = np.zeros(lowered.quads, np.int32)
-        self._xs = np.zeros(lowered.xs, np.float32)
-        self._stage = np.zeros(threads * STAGE, np.float32)
-        self._work = np.zeros(threads * int(shape[3]), np.float32)
-        self._wide = np.zeros(threads * int(shape[4]), np.uint8)
-        self._partials = np.zeros(1, np.float32)
+        self._act = aligned_zeros(lowered.act_floats, np.float32)
+        self._quads = aligned_zeros(lowered.quads, np.int32)
+        self._xs = aligned_zeros(lowered.xs, np.float32)
+        self._stage = aligned_zeros(threads * STAGE, np.float32)
+        self._work = aligned_zeros(threads * int(shape[3]), np.float32)
+        self._wide = aligned_zeros(threads * int(shape[4]), np.uint8)
+        self._partials = aligned_zeros(1, np.float32)
 
     def arrays(self, logits: int, partials: int) -> tuple[np.ndarray, ...]:
         """In the order of `walker.py`; the logits are a fresh array, since the caller keeps them."""
         if len(self._partials) < partials:
-            self._partials = np.zeros(partials, np.float32)
+            self._partials = aligned_zeros(partials, np.float32)
         fresh = np.empty(max(logits, 1), np.float32)[:logits] if logits else np.empty(1, np.float32)
         return (self._act, fresh, self._quads, self._xs, self._stage, self._partials, self._work, self._wide)
 
