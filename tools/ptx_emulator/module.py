@@ -34,14 +34,24 @@ class Module:
     Args:
         text: a PTX file.
         memory: the device memory that addresses refer to; a new one by default.
-        races: raise for races in shared memory and for reads of it before any write.
+        races: raise for races in shared memory.
+        unwritten: with `races`, raise for reads of shared memory that nobody has written, too. Kernels may read it where
+            they throw the result away: it is poison then.
         measure: count what is executed and reached, in `statistics` by entry.
     """
 
-    def __init__(self, text: str, memory: Memory | None = None, races: bool = False, measure: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        memory: Memory | None = None,
+        races: bool = False,
+        measure: bool = False,
+        unwritten: bool = False,
+    ) -> None:
         self.text = parse(text)
         self.memory = memory if memory is not None else Memory()
         self.races = races
+        self.unwritten = unwritten
         self.statistics: dict[str, Statistics] = {}
         self.measure = measure
         self.addresses = {
@@ -187,7 +197,7 @@ class Kernel:
             frame = Frame(shape, self.slots, self.module.memory, (shared, self.local_bytes))
             frame.symbols = self.symbols
             if self.module.races:
-                frame.watch = RaceFinder(frame)
+                frame.watch = RaceFinder(frame, self.module.unwritten)
             if self.module.measure:
                 frame.meter = self.module.statistics.setdefault(self.function.name, Statistics())
             self._frames[key] = (frame, Program(self.function, frame))

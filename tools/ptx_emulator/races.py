@@ -1,4 +1,4 @@
-"""Finds races in shared memory, and reads of what nobody has written."""
+"""Finds races in shared memory, and, where asked, reads of what nobody has written."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class RaceFinder:
     apart. Atomics race with what is not atomic only.
     """
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, unwritten: bool) -> None:
         self.frame = frame
+        self.unwritten = unwritten
         size = frame.shared.data.size
         self.epoch = np.zeros(frame.shape.blocks, np.int64)
         self.written_in, self.read_in = np.empty(size, np.int64), np.empty(size, np.int64)
@@ -47,7 +48,7 @@ class RaceFinder:
         epoch = self.epoch[self.frame.block_of[numbers]][:, None]
         warp = self.warp[numbers][:, None]
         self._check_writers(access, places, numbers, epoch, warp)
-        if access.atomic or not access.writes:
+        if self.unwritten and (access.atomic or not access.writes):
             self._check(access, ~self.known[places], numbers, "reads shared memory that nobody has written", places)
         if access.writes:
             others = (self.read_in[places] == epoch) & (self.reader[places] != warp)

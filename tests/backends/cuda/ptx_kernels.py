@@ -19,8 +19,8 @@ def entry(parameters: list[str], body: str, before: str = "") -> str:
 def launch(
     text: str, arguments: list, block: tuple[int, ...] = (32,), grid: tuple[int, ...] = (1,), races: bool = False
 ) -> Module:
-    """Runs `kernel` of the text."""
-    module = Module(text, Memory(), races)
+    """Runs `kernel` of the text; `races` looks for everything that can be wrong with shared memory."""
+    module = Module(text, Memory(), races=races, unwritten=races)
     module.launch("kernel", grid, block, arguments)
     return module
 

@@ -213,3 +213,10 @@ def test_launches_out_of_range() -> None:
         module.launch(None, (1,), (65,), [])
     with pytest.raises(EmulatorError, match="a grid of"):
         module.launch(None, (0,), (64,), [])
+
+
+def test_unwritten_shared_memory_is_poison_where_reading_it_is_no_error() -> None:
+    out = np.zeros(32, np.float32)
+    text = entry(["u64"] * 2, COPY + "ld.shared.u32 x, [at]; st.global.u32 [o], x;")
+    Module(text, Memory(), races=True).launch("kernel", (1,), (32,), [np.zeros(256, np.uint32), out])
+    assert np.isnan(out).all()
