@@ -32,6 +32,7 @@ THIRD_PARTY = {
     "convert": {"numpy", "numba", "safetensors", "tomli", "matplotlib"},
     "backends": {"numpy"},
     "backends.reference": {"numpy"},
+    "backends.cuda": {"numpy", "numba", "llvmlite", "cuda"},  # all but numpy in ptx/ alone
     "engine": {"numpy", "safetensors"},
 }
 
@@ -89,6 +90,12 @@ def test_a_module_imports_only_what_its_room_may(module: str, path: Path) -> Non
     if room in THIRD_PARTY:
         outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"edgellm", "__future__"}
         assert outside <= THIRD_PARTY[room], f"{module} imports {outside - THIRD_PARTY[room]}"
+
+
+def test_only_the_ops_of_the_cuda_kernels_know_the_compiler() -> None:
+    for module, path in modules():
+        if room_of(module) == "backends.cuda" and not module.startswith("backends.cuda.ptx"):
+            assert not {name.split(".")[0] for name in imported(path)} & {"numba", "llvmlite", "cuda"}, module
 
 
 def test_nobody_imports_torch() -> None:

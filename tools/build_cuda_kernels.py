@@ -3,6 +3,7 @@
     python -m tools.build_cuda_kernels            compile what has changed, write the folder
     python -m tools.build_cuda_kernels --check    compile everything anew, compare, write nothing; exit code 1: differs
     python -m tools.build_cuda_kernels --table    registers, shared memory, instructions of every kernel on every device
+                                                  (kept in tools/cuda_code/measured.json); exit code 1: over a budget
 
 Needs numba-cuda (`pip install .[dev]` on Linux, or `.[cuda13]`); no GPU, no driver, no toolkit.
 """
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.backends.cuda.shipped import CODE, INDEX, shipped
-from tools.cuda_code.assemble import CAPABILITIES
 
 if TYPE_CHECKING:
     from tools.cuda_code.build import Built
@@ -31,13 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare with the folder instead of writing it")
     parser.add_argument("--table", action="store_true", help="print what the kernels of the folder take")
     parser.add_argument("--only", default="", metavar="REGEX", help="kernels whose name it matches; the others stay")
-    parser.add_argument(
-        "--capability", type=int, action="append", help="of the table: 87 for 8.7; again for more (default: all)"
-    )
     parser.add_argument("--folder", type=Path, default=CODE, help="in place of the package's own")
     chosen = parser.parse_args(arguments)
     if chosen.table:
-        return _table(chosen.folder, chosen.only, chosen.capability or list(CAPABILITIES))
+        return _table(chosen.folder, chosen.only)
     return _build(chosen.folder, chosen.only, everything=chosen.all or chosen.check, write=not chosen.check)
 
 
@@ -82,17 +79,24 @@ def _compare(folder: Path, built: list[Built], *, write: bool) -> list[Path]:
     return differs + stale
 
 
-def _table(folder: Path, only: str, capabilities: list[int]) -> int:
+def _table(folder: Path, only: str) -> int:
+    """Measure what has changed, print; exit code 1 where a kernel does not keep to its budget."""
     from edgellm.backends.cuda.kernels.declare import all_kernels
-    from tools.cuda_code.table import lines, measure
+    from tools.cuda_code.measured import MEASURED, bring_up_to_date, broken, lines
 
     code = shipped(folder)
-    bits = {name: kernel.budget.weight_bits for name, kernel in all_kernels().items() if kernel.budget.weight_bits}
-    names = [name for name in code.entries if re.search(only, name)]
-    rows = [row for capability in capabilities for row in measure(code, names, capability).values()]
-    rows.sort(key=lambda row: (row.name, row.capability))
-    print("\n".join(lines(rows, bits)))
-    return 0
+    budgets = {name: kernel.budget for name, kernel in all_kernels().items()}
+    kept = MEASURED if folder == CODE else folder / MEASURED.name
+    rows = bring_up_to_date(code, budgets, lambda line: print(line, file=sys.stderr, flush=True), kept)
+    rows = {name: devices for name, devices in rows.items() if re.search(only, name)}
+    print("\n".join(lines(rows)))
+    failures = 0
+    for name, devices in rows.items():
+        for capability, row in devices.items():
+            for what in broken(row, budgets[name]):
+                print(f"{name} on sm_{capability}: {what}")
+                failures += 1
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: Devices that code is checked for: Turing, A100, Orin, Ada, Hopper, B200, Thor, RTX 50, GB10.
-CAPABILITIES = (75, 80, 87, 89, 90, 100, 110, 120, 121)
-
 _FUNCTION = re.compile(
     r"Function properties for '(?P<name>\w+)':\s*\n\s*info\s*: used (?P<registers>\d+) registers.*?(?P<stack>\d+) stack"
     r"(?:, (?P<shared>\d+) bytes smem)?.*?(?P<local>\d+) bytes lmem"

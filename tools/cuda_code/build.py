@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from edgellm.backends.cuda.kernels.declare import Kernel
+from edgellm.backends.cuda.kernels.sources import digest
 from edgellm.backends.cuda.shipped import FORMAT, INDEX, Shipped
-from tools.cuda_code.sources import digest
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ def kept(old: Shipped, kernels: dict[str, Kernel], without: set[str]) -> list[Bu
     return [Built(kernels[name], old.texts[name], old.sources[name]) for name in names]
 
 
+def compiler() -> str:
+    """What decides the text: with other versions the same kernel may come out a little differently.
+
+    Python's own counts, for numba compiles its bytecode.
+    """
+    versions = [f"{name} {version(name)}" for name in ("numba-cuda", "numba", "nvidia-nvvm")]
+    return ", ".join([*versions, f"Python {sys.version_info.major}.{sys.version_info.minor}"])
+
+
 def files(built: Iterable[Built]) -> dict[str, bytes]:
     """Names and contents of the files of `code/`."""
     rows: dict[str, Any] = {}
@@ -55,10 +66,11 @@ def files(built: Iterable[Built]) -> dict[str, bytes]:
             code[str(target)] = [places.get(target, 0), len(text)]
             places[target] = places.get(target, 0) + len(text)
             parts.setdefault(target, []).append(text)
-        rows[made.kernel.name] = {**_declared(made.kernel), "code": code, "sources": made.sources}
+        origin = {"module": made.kernel.function.__module__, "sources": made.sources}
+        rows[made.kernel.name] = {**_declared(made.kernel), "code": code, **origin}
     texts = {target: "".join(listed).encode("ascii") for target, listed in sorted(parts.items())}
     targets = {str(target): hashlib.sha256(text).hexdigest() for target, text in texts.items()}
-    index = json.dumps({"format": FORMAT, "targets": targets, "kernels": rows}, indent=1)
+    index = json.dumps({"format": FORMAT, "compiler": compiler(), "targets": targets, "kernels": rows}, indent=1)
     index = re.sub(r"\[\s+([^\[\]]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", index)
     made_files = {f"sm_{target}.ptx": text for target, text in texts.items()}
     return {**made_files, INDEX: (index + "\n").encode("ascii")}

@@ -39,7 +39,7 @@ class Shipped:
     Attributes:
         entries: the kernels by name.
         texts: by kernel and target the text of its body.
-        sources: by kernel the digest of the sources it was built from (tools/cuda_code/sources.py).
+        sources: by kernel the digest of the sources it was built from (`kernels/sources.py`).
     """
 
     entries: dict[str, Entry]

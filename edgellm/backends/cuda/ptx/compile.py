@@ -44,7 +44,12 @@ def ptx_of(kernel: Kernel, capability: int) -> str:
     if not target or not kernel.runs_on(target):
         allowed = f"{kernel.lowest} to {kernel.highest or 'any'}"
         raise UsageError("a kernel does not run there", key=kernel.name, found=capability, allowed=allowed)
-    return header(target) + body(compiled(kernel, max(target, _LOWEST_COMPILED)), kernel.name)
+    return header(target) + compiled_body(kernel, target)
+
+
+def compiled_body(kernel: Kernel, target: int) -> str:
+    """The kernel's text for one of `TARGETS`, without a header. Errors as `ptx_of`."""
+    return body(compiled(kernel, max(target, _LOWEST_COMPILED)), kernel.name)
 
 
 def texts_of(kernel: Kernel) -> dict[int, str]:

@@ -7,8 +7,8 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
 _PACKAGE = "edgellm.backends.cuda"
+_FOLDER = Path(__file__).parent.parent
 _COMPILER = f"{_PACKAGE}.ptx.compile"
 # What these decide stands in the index itself, or in the header that a text gets when it is used.
 _NO_MATTER = {f"{_PACKAGE}.{name}" for name in ("entry", "kernels.declare", "shipped")}
@@ -47,5 +47,5 @@ def _imports(module: str) -> tuple[str, ...]:
 
 
 def _path(module: str) -> Path:
-    path = ROOT / module.replace(".", "/")
+    path = _FOLDER.joinpath(*module.removeprefix(_PACKAGE).split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
