@@ -50,6 +50,7 @@ def add_arguments(parser: Parser) -> None:
     )
     group.add_argument("--text-key", metavar="KEY", default="text", help="of the objects of a .jsonl file (text)")
     running = options.add_backend(parser)
+    options.add_gpu_layers(running)
     running.add_argument("--force", action="store_true", help="load even where the memory plan does not fit")
     options.add_json(parser)
 
