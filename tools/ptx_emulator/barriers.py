@@ -35,7 +35,7 @@ class Barriers:
         self.number = np.zeros(live.size, np.int64)
         self.arrived = np.zeros((NUMBER, blocks), np.int64)
         self.wanted = np.zeros((NUMBER, blocks), np.int64)  # 0: all threads of the block
-        self.reducing: dict[int, tuple[Instruction, np.ndarray]] = {}
+        self.reducing: dict[int, Instruction] = {}
         self.waiting = 0
 
     def _operands(self, ins: Instruction) -> tuple[Operand | None, Operand | None]:
@@ -60,11 +60,11 @@ class Barriers:
         waits = "arrive" not in ins.parts
         if waits:
             if "red" in ins.parts:
-                self._note_reduction(at, ins)
+                self.reducing[at] = ins
             if self.waiting == 0 and count_operand is None and not self.arrived[number].any():
                 complete = per_block == self.live.reshape(blocks, -1).sum(1)
                 if complete[per_block > 0].all():
-                    self._released(number, per_block > 0, active.mask)
+                    self._released(per_block > 0)
                     self._reduce(at, active.mask)
                     return [(at + 1, active)]
             self.at[active.lanes] = at
@@ -95,7 +95,7 @@ class Barriers:
             return []
         free = np.repeat(done, self.frame.shape.lanes) & (self.at >= 0) & (self.number == number)
         self._check_warps(free)
-        self._released(number, done, free)
+        self._released(done)
         self.arrived[number][done] = 0
         self.wanted[number][done] = 0
         goes = []
@@ -118,19 +118,16 @@ class Barriers:
                 self.code[int(highest.max())], "lanes of one warp wait at different barrier instructions", thread
             )
 
-    def _released(self, number: int, blocks: np.ndarray, threads: np.ndarray) -> None:
+    def _released(self, blocks: np.ndarray) -> None:
         if self.frame.watch is not None:
             self.frame.watch.barrier(blocks)
 
     # ---------------------------------------------------------------- reductions
-    def _note_reduction(self, at: int, ins: Instruction) -> None:
-        self.reducing[at] = (ins, np.zeros(0))
-
     def _reduce(self, at: int, mask: np.ndarray) -> None:
         """bar.red: every thread gets the count, the and or the or of the block's predicates."""
         if at not in self.reducing:
             return
-        ins, _ = self.reducing[at]
+        ins = self.reducing[at]
         frame, blocks = self.frame, self.frame.shape.blocks
         predicate, negate = frame.predicate(ins.operands[-1], ins)
         values = (predicate ^ negate).reshape(blocks, -1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from tools.ptx_emulator.declarations import Cursor
 from tools.ptx_emulator.errors import EmulatorError
 from tools.ptx_emulator.operands import OperandReader, split
-from tools.ptx_emulator.syntax import Function, Guard, Instruction, Register, Variable
+from tools.ptx_emulator.syntax import Function, Guard, Instruction, Register
 from tools.ptx_emulator.tokens import Token
 
 _BITS = {"pred": 1, "b128": 128}
@@ -100,10 +101,7 @@ class BodyReader:
         self.function.registers.append(register)
 
     def _variable(self, tokens: list[Token]) -> None:
-        from tools.ptx_emulator.parser import _Parser
-
-        reader = _Parser([*tokens, Token(";", tokens[-1].line)])
-        self.function.variables += reader.variables_here()
+        self.function.variables += Cursor([*tokens, Token(";", tokens[-1].line)]).variables_here()
 
     def _instruction(self, tokens: list[Token]) -> None:
         line = tokens[0].line
@@ -126,6 +124,3 @@ def _shown(tokens: list[Token]) -> str:
     """The instruction as text for messages."""
     text = " ".join(token.text for token in tokens)
     return re.sub(r"\s*([,+|])\s*", r"\1 ", re.sub(r"([\[{])\s*|\s*([\]}])", r"\1\2", text)).replace("+ ", "+")
-
-
-__all__ = ["BodyReader", "Variable"]

@@ -35,8 +35,8 @@ class Module:
         text: a PTX file.
         memory: the device memory that addresses refer to; a new one by default.
         races: raise for races in shared memory.
-        unwritten: with `races`, raise for reads of shared memory that nobody has written, too. Kernels may read it where
-            they throw the result away: it is poison then.
+        unwritten: with `races`, raise for reads of shared memory that nobody has written, too. Kernels may read it
+            where they throw the result away: it is poison then.
         measure: count what is executed and reached, in `statistics` by entry.
     """
 

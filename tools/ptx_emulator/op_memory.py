@@ -9,7 +9,7 @@ import numpy as np
 from tools.ptx_emulator.access import SPACES, Access, space_of
 from tools.ptx_emulator.frame import Active, Frame
 from tools.ptx_emulator.registry import Run, operation, type_of, unknown
-from tools.ptx_emulator.syntax import Instruction, Symbol, Vector
+from tools.ptx_emulator.syntax import Immediate, Instruction, Symbol, Vector
 from tools.ptx_emulator.types import TYPES
 
 _HINTS = frozenset(
@@ -101,7 +101,9 @@ def compile_store(ins: Instruction, frame: Frame) -> Run:
     if len(sources) != count:
         raise unknown(ins)
     # A literal of a float type becomes its bits.
-    values = [frame.read(source, bits if hasattr(source, "name") else of, ins).view(bits.dtype) for source in sources]
+    values = [
+        frame.read(source, of if isinstance(source, Immediate) else bits, ins).view(bits.dtype) for source in sources
+    ]
     access = Access(ins, frame, ins.operands[0], space_of(ins), of.bytes, of.bytes * count, writes=True)
 
     def run(active: Active) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from tools.ptx_emulator.frame import Frame
 from tools.ptx_emulator.memory import LOCAL_WINDOW, SHARED_WINDOW, WINDOW_BYTES
 from tools.ptx_emulator.registry import Run, elementwise, known, operation, type_of, unknown
-from tools.ptx_emulator.syntax import Instruction, Pair, Symbol, Vector
+from tools.ptx_emulator.syntax import Immediate, Instruction, Pair, Vector
 from tools.ptx_emulator.types import TYPES, UNSIGNED
 
 WINDOWS = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}
@@ -32,10 +32,9 @@ def compile_move(ins: Instruction, frame: Frame) -> Run:
         values, negate = frame.predicate(source, ins)
         out = frame.predicate(target, ins)[0]
         return elementwise(np.logical_not if negate else _identity, out, values)
-    if isinstance(source, Symbol) and frame.symbols.get(source.name, ("", 0))[0] == "local":
-        of = TYPES[f"b{of.bits}"]
     bits = TYPES[f"b{of.bits}"]
-    operand = frame.read(source, of, ins) if not hasattr(source, "bits") else frame.read(source, bits, ins)
+    # A literal of a float type becomes its bits.
+    operand = frame.read(source, of if isinstance(source, Immediate) else bits, ins)
     return elementwise(_identity, frame.write(target, bits, ins), operand.view(bits.dtype))
 
 
