@@ -1,0 +1,149 @@
+"""Top-k and top-p on the device without sorting: `sample_threshold` leaves each row the least logit that is kept.
+
+What a row keeps is counted in fixed steps below its largest logit: distance = (largest - logit) / temperature, in units
+of log2, so that a token weighs 2^-distance. Distances are sorted into 256 bins, tokens counted and weights summed in
+each (as whole numbers of 2^-40, whose sum depends on no order), and the bin where the wanted count or share is reached
+is divided anew, three times in all: down to 2^-19 of a bit. Tokens that tie within that are all kept.
+
+    top_k   the fewest bins, nearest first, with at least k tokens
+    top_p   the fewest of those, whose weight is at least p of the weight that top_k leaves
+
+A block has a row. Distances of 32 and more (weights below 2^-32) all go into the last bin, which is kept whole.
+"""
+
+from __future__ import annotations
+
+from edgellm.backends.cuda.kernels.declare import kernel
+from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TEMPERATURE, TOP_K, TOP_P
+from edgellm.backends.cuda.ptx import (
+    atomic_add_shared,
+    cuda,
+    device,
+    ex2,
+    f32,
+    f32_of_bits,
+    f32_of_u32,
+    fmax,
+    rcp,
+    u32,
+    u64,
+    warp_max,
+)
+
+_THREADS = 1024
+_BLOCK = u32(_THREADS)
+_WARPS = 32
+_BINS = 256
+_LOG2_E = f32(1.4426950408889634)
+_LOWEST = f32(float("-inf"))
+_ONE = f32(2.0**40)
+_WORDS = 2 * _BINS
+_FIRST_WIDTH = f32(1.0 / 8.0)
+_LEVELS = 3
+
+
+@device
+def block_most(value, stage):
+    """The largest of the block, in every thread; `stage`: float32 [warps], shared."""
+    value = warp_max(value)
+    cuda.syncthreads()
+    stage[u32(cuda.threadIdx.x) >> u32(5)] = value
+    cuda.syncthreads()
+    for warp in range(u32(_WARPS)):
+        value = fmax(value, stage[warp])
+    return value
+
+
+@device
+def count_bins(bins, logits, at, vocab, largest, factor, least, near, width, share):
+    """Sort the tokens of at least `least` by distance into bins from `near` on, each `width` wide: tokens counted, or,
+    with `share`, weights summed, u64 as words [low][high]. Beyond the bins nothing counts, but where `near` is 0."""
+    thread = u32(cuda.threadIdx.x)
+    cuda.syncthreads()
+    if thread < u32(2 * _BINS):
+        bins[thread] = u32(0)
+    cuda.syncthreads()
+    i = thread
+    while i < vocab:
+        logit = logits[at + i]
+        distance = (largest - logit) * factor
+        place = (distance - near) * rcp(width)
+        if logit >= least and place >= f32(0.0) and (place < f32(_BINS) or near == f32(0.0)):
+            bin_of = u32(place) if place < f32(_BINS - 1) else u32(_BINS - 1)
+            amount = u64(ex2(-distance) * _ONE) if share else u64(1)
+            low, high = u32(amount), u32(amount >> u64(32))
+            before = atomic_add_shared(bins, bin_of, low)
+            high = u32(high + u32(1)) if u32(before + low) < low else high
+            if high != u32(0):
+                atomic_add_shared(bins, u32(bin_of + u32(_BINS)), high)
+        i = u32(i + _BLOCK)
+    cuda.syncthreads()
+
+
+@device
+def bin_amount(bins, i):
+    """What bin i has, u64."""
+    return u64(bins[i]) | (u64(bins[i + u32(_BINS)]) << u64(32))
+
+
+@device
+def least_kept(bins, stage, logits, at, vocab, largest, factor, least, wanted, share):
+    """The least logit among the nearest tokens that make `wanted` tokens, or with `share` that part of the weight."""
+    near, width, before = f32(0.0), _FIRST_WIDTH, u64(0)
+    everything = False
+    for level in range(u32(_LEVELS)):
+        if not everything:
+            count_bins(bins, logits, at, vocab, largest, factor, least, near, width, share)
+            if share and level == u32(0):
+                total = u64(0)
+                for i in range(u32(_BINS)):
+                    total += bin_amount(bins, i)
+                wanted = wanted * f32(total)
+            found = u32(0)
+            while found < u32(_BINS - 1) and f32(before + bin_amount(bins, found)) < wanted:
+                before += bin_amount(bins, found)
+                found = u32(found + u32(1))
+            everything = level == u32(0) and found == u32(_BINS - 1)
+            near += f32_of_u32(found) * width
+            width = width * f32(1.0 / _BINS)
+    edge = near + width * f32(_BINS)
+    least_now = f32(float("inf"))
+    i = u32(cuda.threadIdx.x)
+    while i < vocab:
+        logit = logits[at + i]
+        if logit >= least and (everything or (largest - logit) * factor < edge):
+            least_now = logit if logit < least_now else least_now
+        i = u32(i + _BLOCK)
+    return -block_most(-least_now, stage)
+
+
+@kernel(
+    "sample_threshold",
+    (("logits", "f32*"), ("record", "u32*"), ("thresholds", "f32*"), ("stride", "u32"), ("vocab", "u32")),
+    threads=_THREADS,
+    lowest=70,
+    registers=64,
+)
+def sample_threshold(logits, record, thresholds, stride, vocab):
+    """logits [rows, stride], the first `vocab` of a row count, to thresholds [rows]: the least logit that is kept."""
+    bins = cuda.shared.array(_WORDS, u32, alignment=16)
+    stage = cuda.shared.array(_WARPS, f32, alignment=16)
+    row, thread = u32(cuda.blockIdx.x), u32(cuda.threadIdx.x)
+    own, at = u32(row * u32(RECORD_WORDS)), u32(row * stride)
+    temperature = f32_of_bits(record[own + u32(TEMPERATURE)])
+    top_k, top_p = record[own + u32(TOP_K)], f32_of_bits(record[own + u32(TOP_P)])
+    least = _LOWEST
+    if temperature != f32(0.0):
+        largest = _LOWEST
+        i = thread
+        while i < vocab:
+            largest = fmax(largest, logits[at + i])
+            i = u32(i + _BLOCK)
+        largest = block_most(largest, stage)
+        factor = _LOG2_E * rcp(temperature)
+        if top_k != u32(0) and top_k < vocab:
+            least = least_kept(bins, stage, logits, at, vocab, largest, factor, least, f32_of_u32(top_k), False)
+        if top_p < f32(1.0):
+            least = least_kept(bins, stage, logits, at, vocab, largest, factor, least, top_p, True)
+    if thread == u32(0):
+        thresholds[row] = least
