@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.convert.allocator import freed_memory_kept
 from edgellm.convert.awq_layer import AwqLayer
 from edgellm.convert.blocks import BlockRunner
 from edgellm.convert.budget import Budget
@@ -99,7 +100,7 @@ def run_job(
     check_place(job.opened, out, overwrite)
     if not resume and not overwrite:
         refuse_unfinished(staging_folder(out), aside)
-    with locked(staging_folder(out)):
+    with locked(staging_folder(out)), freed_memory_kept():
         return _Run(job, out, calibration, source_digest, budget or Budget(), progress, aside).run(
             resume, overwrite, extra_files
         )
