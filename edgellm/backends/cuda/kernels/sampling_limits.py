@@ -1,14 +1,15 @@
 """Top-k and top-p on the device without sorting: `sample_threshold` leaves each row the least logit that is kept.
 
-What a row keeps is counted in fixed steps below its largest logit: distance = (largest - logit) / temperature, in units
-of log2, so that a token weighs 2^-distance. Distances are sorted into 256 bins, tokens counted and weights summed in
-each (as whole numbers of 2^-40, whose sum depends on no order), and the bin where the wanted count or share is reached
-is divided anew, three times in all: down to 2^-19 of a bit. Tokens that tie within that are all kept.
+What a row keeps is counted in steps below its largest logit: distance = (largest - logit) / temperature, in units of
+log2, so that a token weighs 2^-distance. Distances are sorted into 256 bins, tokens counted and weights summed in each
+(as whole numbers of 2^-40, whose sum depends on no order), and the bin where the wanted count or share is reached is
+divided anew, down to 2^-19 or what float32 tells apart; where it lies beyond the last bin, bins are made wider first.
+Tokens that tie within that are all kept.
 
     top_k   the fewest bins, nearest first, with at least k tokens
     top_p   the fewest of those, whose weight is at least p of the weight that top_k leaves
 
-A block has a row. Distances of 32 and more (weights below 2^-32) all go into the last bin, which is kept whole.
+A block has a row.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ _LOG2_E = f32(1.4426950408889634)
 _LOWEST = f32(float("-inf"))
 _ONE = f32(2.0**40)
 _WORDS = 2 * _BINS
-_FIRST_WIDTH = f32(1.0 / 8.0)
-_LEVELS = 3
+_FIRST_WIDTH, _FINEST, _WIDEST = f32(1.0 / 8.0), f32(2.0**-19), f32(2.0**100)
 
 
 @device
@@ -55,9 +55,9 @@ def block_most(value, stage):
 
 
 @device
-def count_bins(bins, logits, at, vocab, largest, factor, least, near, width, share):
+def count_bins(bins, logits, at, vocab, largest, factor, least, near, width, open_end, share):
     """Sort the tokens of at least `least` by distance into bins from `near` on, each `width` wide: tokens counted, or,
-    with `share`, weights summed, u64 as words [low][high]. Beyond the bins nothing counts, but where `near` is 0."""
+    with `share`, weights summed, u64 as words [low][high]. What is beyond the bins counts in the last if `open_end`."""
     thread = u32(cuda.threadIdx.x)
     cuda.syncthreads()
     if thread < u32(2 * _BINS):
@@ -68,7 +68,7 @@ def count_bins(bins, logits, at, vocab, largest, factor, least, near, width, sha
         logit = logits[at + i]
         distance = (largest - logit) * factor
         place = (distance - near) * rcp(width)
-        if logit >= least and place >= f32(0.0) and (place < f32(_BINS) or near == f32(0.0)):
+        if logit >= least and place >= f32(0.0) and (place < f32(_BINS) or open_end):
             bin_of = u32(place) if place < f32(_BINS - 1) else u32(_BINS - 1)
             amount = u64(ex2(-distance) * _ONE) if share else u64(1)
             low, high = u32(amount), u32(amount >> u64(32))
@@ -90,28 +90,35 @@ def bin_amount(bins, i):
 def least_kept(bins, stage, logits, at, vocab, largest, factor, least, wanted, share):
     """The least logit among the nearest tokens that make `wanted` tokens, or with `share` that part of the weight."""
     near, width, before = f32(0.0), _FIRST_WIDTH, u64(0)
-    everything = False
-    for level in range(u32(_LEVELS)):
-        if not everything:
-            count_bins(bins, logits, at, vocab, largest, factor, least, near, width, share)
-            if share and level == u32(0):
-                total = u64(0)
-                for i in range(u32(_BINS)):
-                    total += bin_amount(bins, i)
-                wanted = wanted * f32(total)
-            found = u32(0)
-            while found < u32(_BINS - 1) and f32(before + bin_amount(bins, found)) < wanted:
-                before += bin_amount(bins, found)
-                found = u32(found + u32(1))
-            everything = level == u32(0) and found == u32(_BINS - 1)
+    first = True
+    going = True
+    while going:
+        count_bins(bins, logits, at, vocab, largest, factor, least, near, width, first, share)
+        if share and first and width == _FIRST_WIDTH:
+            total = u64(0)
+            for i in range(u32(_BINS)):
+                total += bin_amount(bins, i)
+            wanted = wanted * f32(total)
+        found, passed = u32(0), before
+        while found < u32(_BINS - 1) and f32(passed + bin_amount(bins, found)) < wanted:
+            passed += bin_amount(bins, found)
+            found = u32(found + u32(1))
+        if first and found == u32(_BINS - 1):
+            width = width * f32(_BINS)
+            going = width < _WIDEST
+        else:
+            first = False
+            before = passed
             near += f32_of_u32(found) * width
-            width = width * f32(1.0 / _BINS)
-    edge = near + width * f32(_BINS)
+            finer = width * f32(1.0 / _BINS)
+            going = finer >= _FINEST and finer > near * f32(2.0**-22)
+            width = finer if going else width
+    edge = near + width
     least_now = f32(float("inf"))
     i = u32(cuda.threadIdx.x)
     while i < vocab:
         logit = logits[at + i]
-        if logit >= least and (everything or (largest - logit) * factor < edge):
+        if logit >= least and (first or (largest - logit) * factor < edge):
             least_now = logit if logit < least_now else least_now
         i = u32(i + _BLOCK)
     return -block_most(-least_now, stage)
