@@ -43,7 +43,6 @@ from edgellm.backends.cuda.ptx import (
     prmt,
     shfl_u32,
     u32,
-    warp_barrier,
 )
 
 THREADS = 128
@@ -187,7 +186,10 @@ def make_compute(bits, parts, block_tokens, multiply):
 
 
 def make_leave(block_tokens):
-    """The end of a warp's tile, from acc[begin ..], by way of its part of shared memory."""
+    """The end of a warp's tile, from acc[begin ..], by way of its part of shared memory.
+
+    The barriers are the block's, though a warp's would do: below sm_90 that is a call, around which sums are spilled.
+    """
     stride = 17  # floats of a token: 16 rows, and one more against bank conflicts
 
     @device
@@ -203,7 +205,7 @@ def make_leave(block_tokens):
             room[u32(at + u32(stride))] = acc[o + u32(1)]
             room[u32(at + u32(8))] = acc[o + u32(2)]
             room[u32(at + u32(stride + 8))] = acc[o + u32(3)]
-        warp_barrier()
+        cuda.syncthreads()
         row = u32(lane & u32(15))
         local = u32(lane >> u32(4))
         while local < u32(block_tokens):
@@ -216,7 +218,7 @@ def make_leave(block_tokens):
                     up = room[u32(at + u32(8))] * scale
                 finish(out, y, up, bias, tile, row, token, rows, out_stride, flags, multiplier, softcap)
             local = u32(local + u32(2))
-        warp_barrier()
+        cuda.syncthreads()
 
     return leave
 

@@ -38,18 +38,19 @@ def begin(lane, batch, stride):
 
 
 def make_compute(bits, group, sets):
-    """One step of a warp: 16 rows x 128 inputs, for `sets` times four tokens."""
+    """One step of a warp: 16 rows x 128 inputs (of 16 bits: 64), for `sets` times four tokens."""
     groups, blocks, zero_bits = 128 // group, group // 16, 2 * bits
     mask, base = (1 << 2 * bits) - 1, f32(CODE_BASE.get(bits, 0))
-    product = PRODUCTS[bits]
+    product, pairs = PRODUCTS[bits], 2 if bits == 16 else 4
+    words = 16 * pairs
 
     @device
     def compute(q, sz, y, planes, sums, place, step, stride, span, batch, lane):
-        at0, at1 = u32(place[0] + step * u32(64)), u32(place[1] + step * u32(64))
+        at0, at1 = u32(place[0] + step * u32(words)), u32(place[1] + step * u32(words))
         s0, s1 = u32(place[2] * span + step * u32(groups)), u32(place[3] * span + step * u32(groups))
         b = cuda.local.array(8, u32)
         d = cuda.local.array(8, f32)
-        for i in range(4):  # two blocks at a time
+        for i in range(pairs):  # two blocks at a time
             i = u32(i)
             at = u32((i >> u32(1)) * u32(32) + (i & u32(1)) * u32(4))
             b[0], b[1], b[2], b[3] = lds128(planes, u32(at0 + at))
@@ -98,7 +99,7 @@ def make_keep(sets):
 
 for _tokens in (4, 8):
     for _bits in (4, 8, 16):
-        for _group in GROUPS if _bits < 16 else GROUPS[:1]:
+        for _group in GROUPS if _bits < 16 else (64,):
             declare_gemv(
                 f"gemv_w{_bits}g{_group}_b{_tokens}" if _bits < 16 else f"gemv_w16_b{_tokens}",
                 _bits,
@@ -111,7 +112,7 @@ for _tokens in (4, 8):
                     keep=make_keep(_tokens // 4),
                     plane_words=CHUNK + 8 * _tokens,  # two columns a token of half a word an input
                     sum_words=CHUNK // _group if _bits < 16 else 1,
-                    column_words=64,
+                    column_words=64 if _bits < 16 else 32,
                     sum_count=_tokens // 2,
                 ),
                 lowest=80,

@@ -74,7 +74,7 @@ class Product:
     Attributes:
         stage: brings a chunk of x into shared memory.
         begin: (lane, batch, stride) to what `compute` knows the lane by.
-        compute: one step of a warp, 16 rows x 128 inputs, into the lane's sums y.
+        compute: one step of a warp, 16 rows x 128 inputs (of 16 bits: 64), into the lane's sums y.
         keep: the sums of a warp into its 16 x tokens places of shared memory.
         plane_words, sum_words: of shared memory, for x and for sums of its groups.
         column_words: of a step in a column of `planes`; columns are four words more than a chunk apart.
@@ -93,7 +93,7 @@ class Product:
 
 def make_load(bits, group):
     """The loads of one step: `q` its words, `sz` a scale and a zero pair a group."""
-    loads, groups = STEP_WORDS[bits] // 4, 128 // group
+    loads, groups = min(STEP_WORDS[bits] // 4, 4), 128 // group
 
     @device
     def load(q, sz, tiles, scales, zeros, tile, steps, step, lane, zero_pair, flags):
@@ -151,7 +151,9 @@ def make_collect(tokens):
 
 def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product, **budget: Any) -> Kernel:
     """Declare a decode kernel for weights of `bits`, groups of `group` and up to `tokens` tokens."""
-    words, groups, zero_shift = STEP_WORDS[bits], 128 // group, 2 * bits
+    halves = 2 if bits == 16 else 1  # of a step: 16 bits leave no room in registers for two steps of 128 inputs
+    words, groups, zero_shift = STEP_WORDS[bits] // halves, 128 // group, 2 * bits
+    step_inputs = 128 // halves
     scale_words, partial_words, square_words = 2 * groups, WARPS * 16 * tokens, WARPS * 8
     plane_words, sum_words = product.plane_words, product.sum_words
     column_words, sum_count = product.column_words, product.sum_count
@@ -177,6 +179,7 @@ def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product
         tid = u32(cuda.threadIdx.x)
         lane, warp = u32(tid & u32(31)), shfl_u32(u32(tid >> u32(5)), u32(0))  # so that ptxas sees: one for all lanes
         split = u32(u32(1) << split_log)
+        steps, chunk = u32(steps * u32(halves)), u32(chunk * u32(halves))
         way = u32(warp & (split - u32(1)))
         slots = u32(u32(WARPS) >> split_log)
         round_tiles = u32(slots * u32(cuda.gridDim.x))
@@ -216,7 +219,7 @@ def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product
                     cuda.syncthreads()
                     stage(
                         planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset,
-                        turn == u32(0), u32(first * u32(128)), u32(here * u32(32)), stride, tid,
+                        turn == u32(0), u32(first * u32(step_inputs)), u32(here * u32(step_inputs // 4)), stride, tid,
                     )  # fmt: skip
                     cuda.syncthreads()
                 limit = u32((first + here + split - u32(1) - way) >> split_log)

@@ -51,15 +51,15 @@ def stage(
 
 
 def make_compute(tokens):
-    """One step of a warp: y [2 tokens] has rows g and g + 8 of each token, of the lane's inputs."""
+    """One step of a warp, 64 inputs: y [2 tokens] has rows g and g + 8 of each token, of the lane's inputs."""
 
     @device
     def compute(q, sz, y, planes, sums, place, step, stride, span, batch, lane):
         w = cuda.local.array(8, f32)
-        for block in range(u32(8)):
+        for block in range(u32(4)):
             for i in range(u32(4)):
                 w[2 * i], w[2 * i + 1] = unpack_f16x2(q[4 * block + i])
-            at = u32(place[0] + step * u32(128) + (block >> u32(2)) * u32(64) + (block & u32(3)) * u32(4))
+            at = u32(place[0] + step * u32(64) + block * u32(4))
             for token in range(u32(tokens)):
                 if token < batch:
                     a, b, c, d = lds128_f32(planes, u32(at + token * stride))
@@ -84,7 +84,7 @@ for _tokens in (1, 8):
             keep=make_keep(_tokens),
             plane_words=CHUNK + 4 * _tokens,
             sum_words=1,
-            column_words=128,
+            column_words=64,
             sum_count=2 * _tokens,
         ),
         lowest=70,
