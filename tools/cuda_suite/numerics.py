@@ -1,0 +1,78 @@
+"""Is it right: the GPU's self-test, golden models against transformers, real shapes against the reference."""
+
+from __future__ import annotations
+
+from edgellm.backends.cuda.device import device_index, open_device
+from edgellm.backends.cuda.measure import Yardstick
+from edgellm.backends.cuda.self_test import self_test
+from edgellm.backends.slots import SlotState
+from tests.golden_models import cases
+from tools.cuda_suite.models import cache_of, feed, greedy, load, load_reference, prompt, relative_error, synthetic
+from tools.cuda_suite.settings import Facts, Say, Settings
+
+#: Prompts go through the prefill kernels in float16, the cache is float16; the reference rounds neither.
+SHAPE_BOUND = 2e-2
+_YARDSTICK_SECONDS = 0.3
+
+
+def device(settings: Settings, say: Say) -> Facts:
+    """What the GPU is, whether it does what it is told, how fast it copies."""
+    index = device_index(settings.device)
+    found = open_device(index).properties
+    with Yardstick(index, settings.copy_bytes) as yardstick:
+        bandwidth = yardstick.copy_bandwidth(_YARDSTICK_SECONDS)
+    wrong = self_test(index)
+    say(f"{found.name}, {found.architecture}, {found.multiprocessors} multiprocessors, CUDA {found.driver}")
+    say(f"copies {bandwidth / 1e9:.0f} GB/s, read and written; self-test: {wrong or 'ok'}")
+    return {
+        "ok": wrong is None,
+        "name": found.name,
+        "architecture": found.architecture,
+        "multiprocessors": found.multiprocessors,
+        "memory_bytes": found.total_bytes,
+        "driver": list(found.driver),
+        "copy_bytes_per_second": bandwidth,
+        "self_test": wrong or "ok",
+    }
+
+
+def golden(settings: Settings, say: Say) -> Facts:
+    """Greedy ids of every golden model against transformers', with a float16 cache; both prompts."""
+    rows, ok = {}, True
+    for case in cases():
+        if settings.golden and not any(part in case.name for part in settings.golden):
+            continue
+        expected, runner = case.reference(), load(case.folder, settings.device, lm_head="keep")
+        same = []
+        for number in (0, 1):
+            wanted = expected[f"greedy_{number}"][: settings.golden_tokens].tolist()
+            found = greedy(runner, expected[f"input_ids_{number}"], len(wanted))
+            same.append(next((i for i, pair in enumerate(zip(found, wanted, strict=True)) if len(set(pair)) > 1), None))
+        runner.close()
+        rows[case.name] = ["equal" if at is None else f"differs from id {at} on" for at in same]
+        ok = ok and same == [None, None]
+        say(f"{case.name:<22} {' / '.join(rows[case.name])}")
+    return {"ok": ok, "models": rows}
+
+
+def shapes(settings: Settings, say: Say) -> Facts:
+    """One layer, embedding and lm_head at real shapes against the reference: prompts of some lengths, then a token."""
+    rows, ok = {}, True
+    for model in (settings.large, settings.small):
+        folder = synthetic(settings, model, say, layers=1)
+        runner, reference = load(folder, settings.device, lm_head="keep"), load_reference(folder)
+        for length in settings.shape_tokens:
+            ids = prompt(reference, length + 1)
+            errors, logits = [], []
+            for each in (runner, reference):
+                cache = cache_of(each, length + 1)
+                first, state = feed(each, cache, SlotState(0), ids[:length], "last")
+                second, _ = feed(each, cache, state, ids[length:], "last")
+                logits.append((first, second))
+            errors = [relative_error(found, wanted) for found, wanted in zip(*logits, strict=True)]
+            rows[f"{folder.name} {length}"] = errors
+            ok = ok and max(errors) < SHAPE_BOUND
+            say(f"{folder.name}, {length} tokens: {errors[0]:.1e}, the token behind: {errors[1]:.1e}")
+        runner.close()
+        reference.close()
+    return {"ok": ok, "bound": SHAPE_BOUND, "relative_errors": rows}
