@@ -7,6 +7,7 @@ import pytest
 
 from tests.backends.cuda.ptx_kernels import entry
 from tools.ptx_emulator import Module, Statistics
+from tools.ptx_emulator.report import COLUMNS, table
 
 PLACE = ".reg .b32 t, s; .reg .b64 a, w; mov.u32 t, %tid.x; ld.param.u64 a, [p0];"
 
@@ -67,3 +68,11 @@ def test_lines_are_told_apart() -> None:
     assert first == second == "ld.global.u32 s, [a]"
     assert one.sectors_a_request == 1
     assert two.sectors_a_request == 32
+
+
+def test_the_table_has_a_launch_in_every_line() -> None:
+    body = "mul.wide.u32 w, t, 64; add.u64 a, a, w; ld.global.u32 s, [a]; st.global.u32 [a], s;"
+    found = measured(body, launches=2)
+    header, line = table({"kernel": found, "never": Statistics()})
+    assert header.split() == list(COLUMNS)
+    assert line.split() == ["kernel", "2", "14", "2,048", "2,048", "0.12", "32.0", "0", "0"]
