@@ -71,7 +71,7 @@ def make_compute(tokens):
     return compute
 
 
-for _tokens in (1, 8):
+for _tokens in (1, 4):
     declare_gemv(
         f"gemv_fma_w16_b{_tokens}",
         16,

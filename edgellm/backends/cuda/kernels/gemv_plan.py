@@ -45,12 +45,17 @@ def plan_gemv(layout: LinearLayout, batch: int, multiprocessors: int) -> GemvPla
     return GemvPlan(blocks, split_log, chunk)
 
 
+def gemv_tokens(capability: int) -> int:
+    """The most tokens of one launch on a device (87 means 8.7)."""
+    return 8 if capability >= 80 else 4
+
+
 def gemv_kernel(layout: LinearLayout, batch: int, capability: int) -> str:
-    """The decode kernel of a weight for 1 to 8 tokens on a device (87 means 8.7)."""
+    """The decode kernel of a weight for 1 to `gemv_tokens` tokens on a device."""
     kind = "w16" if layout.bits == 16 else f"w{layout.bits}g{layout.group}"
     if capability >= 80:
         return f"gemv_{kind}_b{4 if batch <= 4 else 8}"
-    return f"gemv_{'fma' if layout.bits == 16 else 'dp4a'}_{kind}_b{1 if batch == 1 else 8}"
+    return f"gemv_{'fma' if layout.bits == 16 else 'dp4a'}_{kind}_b{1 if batch == 1 else 4}"
 
 
 def gemm_kernel(layout: LinearLayout, block_tokens: int, capability: int) -> str | None:
