@@ -36,9 +36,9 @@ class Code:
         return any(re.match(pattern, instruction.opcode) for instruction in self.instructions)
 
     def calls(self) -> list[str]:
-        """What it calls, but for the assembler's own helpers of warp-wide instructions."""
-        calls = (instruction.target for instruction in self.instructions if instruction.opcode.startswith("CALL"))
-        return [target for target in calls if not _WARP_HELPER.search(target)]
+        """The functions it calls, but for the assembler's own of warp-wide instructions; some of these are labels."""
+        calls = {instruction.target for instruction in self.instructions if instruction.opcode.startswith("CALL")}
+        return sorted(target for target in calls - self.labels.keys() if not _WARP_HELPER.search(target))
 
     def loops(self) -> list[tuple[Instruction, ...]]:
         """Every run of instructions that a branch at its end repeats."""

@@ -3,12 +3,14 @@
 The index has, by kernel, what `Entry` has, and by target where its text lies: `"code": {"80": [offset, bytes]}` is a
 part of `code/sm_80.ptx`. A target's file has a kernel only where its text differs from the next lower target's. A
 module for a device is a header and the texts asked for, each of the greatest target that is not above the device; so a
-driver compiles what is launched and nothing else. `python -m tools.build_cuda_kernels` writes the folder.
+driver compiles what is launched and nothing else. A line `//90 ...` of a text is for devices from 9.0 on, and a comment
+for others. `python -m tools.build_cuda_kernels` writes the folder.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +24,7 @@ from edgellm.jsonfile import read_json
 CODE = Path(__file__).parent / "code"
 INDEX = "index.json"
 FORMAT = 1
+_WAITING = re.compile(r"^//(\d+) ", re.M)
 
 #: Least version of PTX that a target's code is valid in: 7.4 came with CUDA 11.4 (JetPack 5), 7.8 with 11.8.
 VERSIONS = {70: "7.4", 75: "7.4", 80: "7.4", 90: "7.8"}
@@ -30,6 +33,15 @@ VERSIONS = {70: "7.4", 75: "7.4", 80: "7.4", 90: "7.8"}
 def header(target: int) -> str:
     """What begins a module of texts for that compute capability, one of `VERSIONS`."""
     return f".version {VERSIONS[target]}\n.target sm_{target}\n.address_size 64\n"
+
+
+def ready(text: str, capability: int) -> tuple[str, int]:
+    """The text with the lines that wait for such a device, and the target these need, 0 where there are none."""
+    waiting = {int(found) for found in _WAITING.findall(text)}
+    reached = {target for target in waiting if target <= capability}
+    for target in reached:
+        text = text.replace(f"\n//{target} ", "\n")
+    return text, max(reached, default=0)
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,9 @@ class Shipped:
                     found=f"compute capability {capability / 10}",
                     allowed=f"{self.entries[name].lowest / 10} and up",
                 )
-            used = max(used, target)
-            chosen.append(self.texts[name][target])
+            text, newest = ready(self.texts[name][target], capability)
+            used = max(used, target, newest)
+            chosen.append(text)
         return header(used) + "".join(chosen)
 
 

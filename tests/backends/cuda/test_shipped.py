@@ -27,12 +27,13 @@ def row(lowest: int, highest: int | None, code: dict[str, list[int]]) -> dict[st
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three kernels: one the same everywhere, one better from 8.0 on, one of 8.0 to 8.9 alone."""
-    files = {"sm_70.ptx": b"<same><old>", "sm_80.ptx": b"<new><ampere>"}
+    """Kernels: one the same everywhere, one better from 8.0 on, one of 8.0 to 8.9 alone, one with a line for 9.0 on."""
+    files = {"sm_70.ptx": b"<same><old>a\n//90 wait;\nb\n", "sm_80.ptx": b"<new><ampere>"}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     targets = {name[3:5]: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     kernels = {
+        "waits": row(70, None, {"70": [11, 16]}),
         "same": row(70, None, {"70": [0, 6]}),
         "better": row(70, None, {"70": [6, 5], "80": [0, 5]}),
         "ampere": row(80, 89, {"80": [5, 8]}),
@@ -49,6 +50,14 @@ def test_a_module_has_each_kernel_as_the_device_likes_it_best(folder: Path) -> N
     assert code.module(["same"], 121) == head.format(70) + "<same>"
     assert code.entries["same"].parameters[1].bytes == 4
     assert code.entries["same"].parameters[0].pointer
+
+
+def test_a_line_that_waits_for_newer_devices_is_there_for_them(folder: Path) -> None:
+    code = shipped(folder)
+    assert code.module(["waits"], 89).splitlines()[1:] == [".target sm_70", ".address_size 64", "a", "//90 wait;", "b"]
+    newer = [".version 7.8", ".target sm_90", ".address_size 64", "a", "wait;", "b"]
+    assert code.module(["waits"], 120).splitlines() == newer
+    assert code.module(["same"], 90).splitlines()[1] == ".target sm_70"
 
 
 @pytest.mark.parametrize(("name", "capability"), [("ampere", 75), ("ampere", 90), ("same", 61)])

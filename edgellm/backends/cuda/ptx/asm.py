@@ -27,6 +27,7 @@ from edgellm.backends.cuda.ptx.types import BY_NAME, CONSTRAINT, LLVM
 
 _GLOBAL_SPACE, _SHARED_SPACE = 1, 3
 OLDER = "// stands in for "
+WAITING = "//{} "  # the newer op itself, in a comment that goes when a module for a newer device is put together
 
 
 class Global:
@@ -51,10 +52,10 @@ class Op:
     collective: bool
 
     def template_for(self, capability: int) -> str:
-        """The PTX there. What stands in for a newer op says so in a comment: `compile.py` looks for it."""
+        """The PTX there. What stands in for a newer op says so in a comment: `text.py` and `compile.py` look for it."""
         if capability >= self.lowest or self.older is None:
             return self.template
-        return f"{self.older} {OLDER}{self.name}"
+        return f"{self.older} {OLDER}{self.name}" if self.older else f"{WAITING.format(self.lowest)}{self.template}"
 
 
 OPS: dict[str, Op] = {}
@@ -68,7 +69,8 @@ def asm(
     Args:
         template: PTX, operands $0, $1 ... outputs first.
         lowest: the least compute capability that has it.
-        older: what stands in its place below `lowest`, "" for nothing; None: a kernel for those must not call it.
+        older: what stands in its place below `lowest`; "": nothing does, and the text for older devices serves newer
+            ones too (`shipped.ready`); None: a kernel for older ones must not call it.
         pure: whether the result depends on the operands alone, so that the compiler may move the op, merge equal ones
             and drop unused ones. By default what touches no memory is pure. `.sync` ops are never moved into a branch.
     """

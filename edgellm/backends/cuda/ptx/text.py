@@ -2,9 +2,9 @@
 
 The compiler names an entry after the Python function and its types, counts shared arrays through, and writes the newest
 version of the language that it knows. Here the entry is called as the kernel is, its parameters <kernel>_param_0 ...,
-its variables <kernel>_shared_0 ...; comments go. The same kernel gives the same text wherever it is compiled, and
-bodies of several kernels can stand in one module under one header (`shipped.header`), of a version that old drivers
-take.
+its variables <kernel>_shared_0 ...; comments go, but for what waits for newer devices (`shipped.ready`). The same
+kernel gives the same text wherever it is compiled, and bodies of several kernels can stand in one module under one
+header (`shipped.header`), of a version that old drivers take.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def body(ptx: str, name: str) -> str:
     Raises:
         EdgeLLMError: there is not one entry, or something stayed a call.
     """
-    text = re.sub(r"//[^\n]*", "", ptx)
+    text = re.sub(r"//(?!\d+ )[^\n]*", "", ptx)
     text = re.sub(r"^\.(version|target|address_size)\b.*$", "", text, flags=re.M)
     entries = _ENTRY.findall(text)
     if len(entries) != 1:
@@ -45,11 +45,3 @@ def body(ptx: str, name: str) -> str:
     text = text.replace(".visible .shared", ".shared").replace(".visible .global", ".global")
     lines = (re.sub(r"\s+", " ", line).strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and line != ";") + "\n"
-
-
-def shared_bytes(text: str) -> int:
-    """Static shared memory of a body: its arrays, each on its alignment."""
-    total = 0
-    for align, size in re.findall(r"^\.shared \.align (\d+) \.b8 \w+\[(\d+)\];", text, re.M):
-        total = -(-total // int(align)) * int(align) + int(size)
-    return total
