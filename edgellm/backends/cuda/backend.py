@@ -77,7 +77,7 @@ class CudaBackend:
         kernels = KernelSet(gpu)
         held = DeviceWeights(kernels, program, weights, matrices, progress)
         space = Space(gpu, program, matrices, self._most_rows(program, gpu))
-        model = Model(program, held, space, kernels, gpu.properties.multiprocessors)
+        model = Model(program, held, space, kernels, gpu.properties)
         return CudaRunner(gpu, Stream(gpu), model, held.describe_head())
 
     def plan_bytes(

@@ -12,6 +12,8 @@ from edgellm.backends.cuda.stream import Stream
 from edgellm.formats import QuantizedTensor, StoredTensor
 
 _THREADS = 256
+#: Warps of a block of `kernels/quantize.py`, each with a group.
+_QUANTIZING_WARPS = 4
 _KIND_OF = {"float16": "F16", "uint16": "BF16", "float32": "F32"}
 
 
@@ -61,6 +63,30 @@ class DevicePacker:
         (source,) = self._upload([_whole_words(numbers)])
         arguments = {"source": source, "inputs": inputs, "kind": KINDS[_KIND_OF[numbers.dtype.name]]}
         self._launch("pack_numbers", layout, tiles, rows, first_row, half, {**arguments, "inverse": 1.0 / factor})
+
+    def quantize(
+        self, numbers: np.ndarray, layout: LinearLayout, tiles: int, scales: int, factor: float, first_row: int
+    ) -> None:
+        """Rows as stored, from a whole tile on, to codes and scales of a dense weight (`packing.quantize`)."""
+        rows, inputs = numbers.shape
+        (source,) = self._upload([_whole_words(numbers)])
+        arguments = {
+            "source": source,
+            "tiles": tiles,
+            "scales": scales,
+            "rows": rows,
+            "inputs": inputs,
+            "steps": layout.steps,
+            "first_tile": first_row // TILE_ROWS,
+            "kind": KINDS[_KIND_OF[numbers.dtype.name]],
+            "factor": factor,
+            "inverse": 1.0 / factor,
+        }
+        function = self._kernels.function(f"quantize_w{layout.bits}g{layout.group}")
+        grid = (-(-layout.groups // _QUANTIZING_WARPS), -(-rows // TILE_ROWS))
+        with self._stream.device:
+            function.prepare(grid, **arguments).run(self._stream)
+            self._stream.wait()
 
     def close(self) -> None:
         """Give the room back."""

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.backends.cuda.calls import Call
+from edgellm.backends.cuda.device import Properties
 from edgellm.backends.cuda.kernels import linear_flags as flags
-from edgellm.backends.cuda.kernels.gemv_plan import plan_gemv
+from edgellm.backends.cuda.kernels.gemv_plan import gemm_kernel, gemv_kernel, plan_gemv
 from edgellm.backends.cuda.space import HalfView, View
 from edgellm.backends.cuda.upload import Matrix
 
+#: Below it the prefill kernels have blocks of 64 tokens alone.
+_AMPERE = 80
 #: Row tiles of a block of the prefill kernels.
 _GEMM_TILES = 8
 #: Inputs that a block of the embedding's kernel has.
@@ -41,12 +44,10 @@ class Around:
     act: str | None = None
 
 
-def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, multiprocessors: int, op: int) -> Call:
+def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, chip: Properties, op: int) -> Call:
     """y = W x for up to `GEMV_TOKENS` rows."""
     layout = matrix.layout
-    tokens = 4 if rows <= 4 else GEMV_TOKENS
-    name = f"gemv_w16_b{tokens}" if layout.bits == 16 else f"gemv_w{layout.bits}g{layout.group}_b{tokens}"
-    plan = plan_gemv(layout, rows, multiprocessors)
+    plan = plan_gemv(layout, rows, chip.multiprocessors)
     arguments = {
         **_weights(matrix, around),
         "x": x.address,
@@ -62,20 +63,21 @@ def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, multipro
         "eps": around.eps,
         "offset": around.offset,
     }
-    return Call(name, (plan.blocks,), arguments, op)
+    return Call(gemv_kernel(layout, rows, chip.capability), (plan.blocks,), arguments, op)
 
 
-def takes_half(matrix: Matrix) -> bool:
-    """Whether `gemm` serves the matrix: it reads rows 16 bytes at a time and in the buffer's order."""
-    return not matrix.order and matrix.layout.inputs % 8 == 0
+def takes_half(matrix: Matrix, chip: Properties) -> bool:
+    """Whether `gemm` serves the matrix on the device: it reads rows 16 bytes at a time."""
+    return matrix.layout.inputs % 8 == 0 and gemm_kernel(matrix.layout, 64, chip.capability) is not None
 
 
-def gemm(matrix: Matrix, x: HalfView, out: View, rows: int, around: Around, multiprocessors: int, op: int) -> Call:
+def gemm(matrix: Matrix, x: HalfView, out: View, rows: int, around: Around, chip: Properties, op: int) -> Call:
     """Y = X W^T for many rows, of float16 activations; `around` without a norm."""
     layout = matrix.layout
     feature_blocks = -(-layout.row_tiles // _GEMM_TILES)
-    tokens = 128 if rows > 64 and feature_blocks * -(-rows // 128) >= multiprocessors else 64
-    name = f"gemm_w16_t{tokens}" if layout.bits == 16 else f"gemm_w{layout.bits}g{min(layout.group, 64)}_t{tokens}"
+    tokens = 128 if rows > 64 and feature_blocks * -(-rows // 128) >= chip.multiprocessors else 64
+    if chip.capability < _AMPERE:
+        tokens = 64
     arguments = {
         **_weights(matrix, around),
         "x": x.address,
@@ -87,6 +89,7 @@ def gemm(matrix: Matrix, x: HalfView, out: View, rows: int, around: Around, mult
         "group_log": layout.group.bit_length() - 1,
         "flags": _flags(matrix, around),
     }
+    name = gemm_kernel(layout, tokens, chip.capability) or ""
     return Call(name, (-(-rows // tokens), feature_blocks), arguments, op)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from edgellm.backends.cuda.attention import Attention, AttentionScratch
 from edgellm.backends.cuda.cache import CachePlaces
 from edgellm.backends.cuda.calls import Call, KernelSet
+from edgellm.backends.cuda.device import Properties
 from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TOKEN
 from edgellm.backends.cuda.linears import GEMV_TOKENS, Around, embed, gemm, gemv, takes_half
 from edgellm.backends.cuda.space import HalfView, Space, View
@@ -30,13 +31,13 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Model:
-    """What launches need of a loaded model: its program, weights and scratch, the kernels and the device's size."""
+    """What launches need of a loaded model: its program, weights and scratch, the kernels and the device."""
 
     program: Program
     weights: DeviceWeights
     space: Space
     kernels: KernelSet
-    multiprocessors: int
+    chip: Properties
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def lower_logits(model: Model, shape: StepShape, first: int, rows: int) -> list[
         **_norm_of(model, norm), multiplier=op.attributes["multiplier"], softcap=op.attributes["softcap"] or 0.0
     )
     x = _rows_from(source, first)
-    return [gemv(model.weights.matrices[op.weights[0]], x, out, rows, around, model.multiprocessors, index)]
+    return [gemv(model.weights.matrices[op.weights[0]], x, out, rows, around, model.chip, index)]
 
 
 def _norm_before(program: Program, index: int) -> Op | None:
@@ -105,7 +106,7 @@ class _Lowering:
         sizes = (shape.rows, shape.decode, model.kernels.capability)
         self.attention = Attention(model.program.config, model.weights, model.space, cache, scratch, *sizes)
         self.calls: list[Call] = []
-        self.made: tuple[int, str] | None = None  # what stands in `Space.half`, by op and buffer
+        self.made: tuple[int, str, int] | None = None  # what stands in `Space.half`
         self.norms: dict[str, Op] = {}  # by buffer: norms that the reader of the buffer does along the way
 
     def lower(self) -> list[Call]:
@@ -143,8 +144,7 @@ class _Lowering:
             if self.shape.fused and self._read_by_products(index, op):
                 self.norms[op.outputs[0]] = op
                 return 1
-            arguments = {"x": source.address, "weight": weight, "out": target.address, "width": source.width}
-            self._call("rms_norm", (self.shape.rows,), index, **arguments, **common)
+            self._norm_rows(index, op)
             return 1
         if self.shape.fused and (taken := self.attention.fused(self.ops, index)):
             self.calls.append(taken.call)
@@ -154,6 +154,13 @@ class _Lowering:
         arguments = {"x": source.address, "weight": weight, "out": target.address, "stride": source.stride}
         self._call("rms_norm_heads", grid, index, **arguments, heads=heads, head_dim=group, **common)
         return 1
+
+    def _norm_rows(self, index: int, op: Op) -> None:
+        source, target = self.buffers[op.inputs[0]], self.buffers[op.outputs[0]]
+        weight = self.model.weights.vectors[op.weights[0]]
+        arguments = {"x": source.address, "weight": weight, "out": target.address, "width": source.width}
+        arguments |= {"eps": op.attributes["eps"], "offset": op.attributes["offset"]}
+        self._call("rms_norm", (self.shape.rows,), index, **arguments, **self._row_arguments())
 
     def _read_by_products(self, index: int, op: Op) -> bool:
         """Whether matrix products alone read what the norm writes, and its input stays until they have."""
@@ -187,28 +194,34 @@ class _Lowering:
         return self.buffers[norm.inputs[0]], _norm_of(self.model, norm)
 
     def _product(self, index: int, matrix: Matrix, source: str, out: View, around: Around) -> None:
-        if self.shape.by_tiles and takes_half(matrix):
-            half = self._half(index, source)
-            self.calls.append(gemm(matrix, half, out, self.shape.rows, around, self.model.multiprocessors, index))
+        if self.shape.by_tiles and takes_half(matrix, self.model.chip):
+            half = self._half(index, source, matrix.order)
+            self.calls.append(gemm(matrix, half, out, self.shape.rows, around, self.model.chip, index))
             return
         x, norm = self._around_norm(source)
         for first in range(0, self.shape.rows, GEMV_TOKENS):
             rows = min(GEMV_TOKENS, self.shape.rows - first)
             part = (_rows_from(x, first), _rows_from(out, first))
             complete = replace(around, **norm)
-            self.calls.append(gemv(matrix, *part, rows, complete, self.model.multiprocessors, index))
+            self.calls.append(gemv(matrix, *part, rows, complete, self.model.chip, index))
 
-    def _half(self, index: int, source: str) -> HalfView:
-        """A buffer, or what its norm makes of another one, as the prefill kernels read it; made once an op."""
+    def _half(self, index: int, source: str, order: int) -> HalfView:
+        """A buffer, or what its norm makes of another one, as the prefill kernels read it; made once an op and order
+        of inputs."""
         norm, space = self.norms.get(source), self.model.space
+        if norm is not None and order:
+            self._norm_rows(index, norm)
+            norm = None
         view = self.buffers[source if norm is None else norm.inputs[0]]
         half = replace(space.half, stride=view.width)
-        if self.made == (index, source):
+        if self.made == (index, source, order):
             return half
-        self.made = (index, source)
+        self.made = (index, source, order)
         arguments = {"x": view.address, "out": half.address, "scales": half.scales, "width": view.width}
         arguments |= self._row_arguments()
-        if norm is None:
+        if order:
+            self._call("gather_float16", (self.shape.rows,), index, **arguments, stride=view.stride, order=order)
+        elif norm is None:
             self._call("to_float16", (self.shape.rows,), index, **arguments, stride=view.stride)
         else:
             numbers = _norm_of(self.model, norm)

@@ -21,6 +21,7 @@ from edgellm.backends.cuda.packing import (
     pack_linear,
     pack_scales,
     pack_zeros,
+    quantized_factor,
     scale_factor,
     slot_of,
 )
@@ -146,7 +147,7 @@ class DeviceWeights:
             return self._upload_packed(plan, pack_linear(read, paired=plan.paired), weights, read[0])
         if plan.layout.bits == 16:
             return self._upload_numbers(plan, weights)
-        return self._upload_packed(plan, pack_linear([_read(weights, plan.names[0])], layout=plan.layout), weights)
+        return self._upload_quantized(plan, weights)
 
     def _upload_codes(
         self,
@@ -185,13 +186,29 @@ class DeviceWeights:
             factor = dense_factor(largest)
         return Matrix(plan, layout, tiles, 0, 0, self._bias(plan, weights, layout), 0, 0, factor)
 
+    def _upload_quantized(self, plan: MatrixPlan, weights: Weights) -> Matrix:
+        """As `_upload_numbers`, the embedding or an unquantized lm_head, which is rounded to fewer bits on the way."""
+        layout = plan.layout
+        tiles, scales = self._zeros(layout.tiles_bytes), self._zeros(layout.scales_bytes)
+        largest = 0.0
+        factor = quantized_factor(layout, largest)
+        while True:
+            for _, first, piece in _pieces(plan, weights):
+                largest = max(largest, largest_of(piece))
+                self._packer.quantize(piece, layout, tiles, scales, factor, first)
+            if factor == quantized_factor(layout, largest):
+                break
+            factor = quantized_factor(layout, largest)
+        middle = 1 << layout.bits - 1
+        return Matrix(plan, layout, tiles, scales, 0, self._bias(plan, weights, layout), 0, middle, factor)
+
     def _upload_packed(
-        self, plan: MatrixPlan, packed: PackedLinear, weights: Weights, source: QuantizedTensor | None = None
+        self, plan: MatrixPlan, packed: PackedLinear, weights: Weights, source: QuantizedTensor
     ) -> Matrix:
-        """What was packed in this machine's memory."""
+        """What was packed in this machine's memory, groups of odd sizes as floats."""
         parts = [self.put(part) if part.size else 0 for part in (packed.tiles, packed.scales, packed.zeros)]
         bias = self._bias(plan, weights, packed.layout)
-        order = self._order(None if source is None else source.permutation)
+        order = self._order(source.permutation)
         return Matrix(plan, packed.layout, *parts, bias, order, packed.zero, packed.factor)
 
     def _zeros(self, nbytes: int) -> int:
@@ -223,19 +240,13 @@ class DeviceWeights:
         return self._orders[key]
 
 
-def _read(weights: Weights, name: str) -> np.ndarray:
-    if name == _EMBEDDING or (name == _HEAD and weights.lm_head_is_embedding):
-        return weights.embedding()
-    return weights.linear(name)
-
-
 def _pieces(plan: MatrixPlan, weights: Weights) -> Iterator[tuple[int, int, np.ndarray]]:
     """(half, slot of the first row, rows as stored) of a dense matrix; each half of a paired one is one piece."""
     first_slot = 0
     for number, name in enumerate(plan.names):
         stored = _EMBEDDING if name == _HEAD and weights.lm_head_is_embedding else name
         rows, inputs = weights.program.weights[name].shape
-        step = rows if plan.paired else max(1, _PIECE_BYTES // (_NUMBER_BYTES * inputs))
+        step = rows if plan.paired else max(1, _PIECE_BYTES // (_NUMBER_BYTES * inputs * TILE_ROWS)) * TILE_ROWS
         for first in range(0, rows, step):
             piece = weights.rows(stored, first, min(first + step, rows))
             yield (number, 0, piece) if plan.paired else (PLAIN, first_slot + first, piece)
@@ -272,7 +283,9 @@ def vectors_nbytes(program: Program) -> int:
 
 
 def loading_nbytes(plans: Sequence[MatrixPlan]) -> int:
-    """The most that packing one matrix holds of this machine's memory."""
+    """The most that a matrix on its way holds of this machine's memory: its words as stored, or a piece of floats."""
+    whole = [plan.layout.row_tiles * TILE_ROWS * plan.layout.padded_inputs for plan in plans]
+    dense = [_NUMBER_BYTES * count if plan.paired else _PIECE_BYTES for plan, count in zip(plans, whole, strict=True)]
     return max(
-        (_NUMBER_BYTES * 2 * plan.layout.row_tiles * 16 * plan.layout.padded_inputs for plan in plans), default=0
+        (floats if plan.dense else count for plan, count, floats in zip(plans, whole, dense, strict=True)), default=0
     )
