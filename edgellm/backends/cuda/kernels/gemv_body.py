@@ -37,8 +37,6 @@ from edgellm.backends.cuda.ptx import (
     u32,
 )
 
-THREADS = 32 * WARPS
-
 PARAMETERS = (
     ("tiles", "u32*"),
     ("scales", "u32*"),
@@ -79,6 +77,7 @@ class Product:
         plane_words, sum_words: of shared memory, for x and for sums of its groups.
         column_words: of a step in a column of `planes`; columns are four words more than a chunk apart.
         sum_count: sums of a lane.
+        warps: of a block.
     """
 
     stage: Callable[..., Any]
@@ -89,6 +88,7 @@ class Product:
     sum_words: int
     column_words: int
     sum_count: int
+    warps: int = WARPS
 
 
 def make_load(bits, group):
@@ -117,7 +117,7 @@ def make_load(bits, group):
     return load
 
 
-def make_collect(tokens):
+def make_collect(tokens, warps):
     """The end of a pass: what the warps on each tile have summed, added in their order, becomes outputs."""
     tile_sums = 16 * tokens
 
@@ -126,7 +126,7 @@ def make_collect(tokens):
         partial, squares, bias, out, first_tile, row_tiles, split_log, tid, batch, rows, inputs, out_stride, flags,
         factor, multiplier, eps, softcap,
     ):  # fmt: skip
-        for item in range(tid, u32(WARPS * tile_sums) >> split_log, u32(THREADS)):
+        for item in range(tid, u32(warps * tile_sums) >> split_log, u32(32 * warps)):
             item = u32(item)
             row, token, tile = item & u32(15), (item >> u32(4)) % u32(tokens), u32(item // u32(tile_sums))
             begin = u32((tile << split_log) * u32(tile_sums) + row * u32(tokens) + token)
@@ -141,7 +141,7 @@ def make_collect(tokens):
                 scale = factor
                 if flags & u32(NORM):
                     square = f32(0)
-                    for w in range(u32(WARPS)):
+                    for w in range(u32(warps)):
                         square += squares[u32(w * u32(8) + token)]
                     scale *= rsqrt(square * rcp(f32_of_u32(inputs)) + eps)
                 finish(out, y * scale, up * scale, bias, tile, row, token, rows, out_stride, flags, multiplier, softcap)
@@ -151,18 +151,19 @@ def make_collect(tokens):
 
 def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product, **budget: Any) -> Kernel:
     """Declare a decode kernel for weights of `bits`, groups of `group` and up to `tokens` tokens."""
+    warps = product.warps
     halves = 2 if bits == 16 else 1  # of a step: 16 bits leave no room in registers for two steps of 128 inputs
     words, groups, zero_shift = STEP_WORDS[bits] // halves, 128 // group, 2 * bits
     step_inputs = 128 // halves
-    scale_words, partial_words, square_words = 2 * groups, WARPS * 16 * tokens, WARPS * 8
+    scale_words, partial_words, square_words = 2 * groups, warps * 16 * tokens, warps * 8
     plane_words, sum_words = product.plane_words, product.sum_words
     column_words, sum_count = product.column_words, product.sum_count
     stage, begin, compute, keep = product.stage, product.begin, product.compute, product.keep
-    load, collect = make_load(bits, group), make_collect(tokens)
+    load, collect = make_load(bits, group), make_collect(tokens, warps)
     zeros_type = "u32*" if bits == 8 else "u16*"
     parameters = tuple((name, zeros_type if name == "zeros" else kind) for name, kind in PARAMETERS)
 
-    @kernel(name, parameters, threads=THREADS, weight_bits=bits, **budget)
+    @kernel(name, parameters, threads=32 * warps, weight_bits=bits, **budget)
     def gemv(
         tiles, scales, zeros, bias, x, norm, order, out, rows, row_tiles, inputs, steps,
         batch, x_stride, out_stride, split_log, chunk, zero, flags, factor, multiplier, eps, offset, softcap,
@@ -181,7 +182,7 @@ def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product
         split = u32(u32(1) << split_log)
         steps, chunk = u32(steps * u32(halves)), u32(chunk * u32(halves))
         way = u32(warp & (split - u32(1)))
-        slots = u32(u32(WARPS) >> split_log)
+        slots = u32(u32(warps) >> split_log)
         round_tiles = u32(slots * u32(cuda.gridDim.x))
         zero_pair = u32(zero | (zero << u32(zero_shift)))
         stride = u32(chunk * u32(column_words) + u32(4))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.gemv_body import Product, declare_gemv
 from edgellm.backends.cuda.kernels.gemv_input import read_pairs
-from edgellm.backends.cuda.kernels.gemv_plan import CHUNK, WARPS
+from edgellm.backends.cuda.kernels.gemv_plan import CHUNK, OLD_WARPS
 from edgellm.backends.cuda.kernels.linear_flags import NORM
 from edgellm.backends.cuda.layout import GROUPS
 from edgellm.backends.cuda.ptx import (
@@ -48,9 +48,9 @@ from edgellm.backends.cuda.ptx import (
 
 #: Most inputs of x that share a scale.
 X_GROUP = 32
-#: Most instructions a weight of the hot loop, by tokens: the ends of x's groups take as many as the products.
-INSTRUCTIONS = {1: 3.5, 4: 8.0}
-_THREADS = 32 * WARPS
+#: Most instructions a weight of the hot loop, by tokens, groups of 64 and more; half are ends of the groups of x.
+INSTRUCTIONS = {1: 3.0, 4: 9.0}
+_THREADS = 32 * OLD_WARPS
 _TOP = f32(32512.0)  # 127 * 256: both planes fit
 _LEAST = f32(2.0**-100)  # of a group's largest: below it x is 0, and its inverse stays finite
 
@@ -197,8 +197,10 @@ for _tokens in (1, 4):
                     sum_words=2 * CHUNK // min(_group, X_GROUP),
                     column_words=64,
                     sum_count=2 * _tokens,
+                    warps=OLD_WARPS,
                 ),
                 lowest=70,
+                registers=255,
                 expects=("LDG.E.*128", "IDP.4A"),
-                instructions_a_weight=INSTRUCTIONS[_tokens],
+                instructions_a_weight=INSTRUCTIONS[_tokens] * (1.6 if _group < 64 else 1.0),
             )

@@ -10,11 +10,11 @@ from __future__ import annotations
 from edgellm.backends.cuda.kernels.gemv_body import Product, declare_gemv
 from edgellm.backends.cuda.kernels.gemv_dp4a import make_keep
 from edgellm.backends.cuda.kernels.gemv_input import read_pairs
-from edgellm.backends.cuda.kernels.gemv_plan import CHUNK, WARPS
+from edgellm.backends.cuda.kernels.gemv_plan import CHUNK, OLD_WARPS
 from edgellm.backends.cuda.kernels.linear_flags import NORM
 from edgellm.backends.cuda.ptx import cuda, device, f32, fma, lds128_f32, sts128_f32, u32, unpack_f16x2, warp_sum
 
-_THREADS = 32 * WARPS
+_THREADS = 32 * OLD_WARPS
 
 
 @device
@@ -86,7 +86,9 @@ for _tokens in (1, 4):
             sum_words=1,
             column_words=64,
             sum_count=2 * _tokens,
+            warps=OLD_WARPS,
         ),
         lowest=70,
+        registers=255,
         expects=("LDG.E.*128",),
     )
