@@ -79,16 +79,15 @@ def _decode_of(runner: CudaRunner, settings: Settings) -> dict[str, Any]:
 
 
 def _steps(runner: CudaRunner, count: int, context: int, batch: int) -> float:
-    """Median seconds of a decode step of `batch` sequences, greedy tokens fed back."""
+    """Median seconds of a decode step of `batch` sequences, tokens chosen on the device and fed back."""
     cache = cache_of(runner, context, batch)
     states = [SlotState(slot) for slot in range(batch)]
     tokens, seconds = prompt(runner, batch), []
     for number in range(count + _WARM_UP):
         begin = time.perf_counter()
-        logits = runner.run(cache, _batch(states, tokens))
+        tokens = runner.greedy(cache, _batch(states, tokens)).tolist()
         if number >= _WARM_UP:
             seconds.append(time.perf_counter() - begin)
-        tokens = logits.argmax(axis=1).tolist()
         states = [state.extended(1) for state in states]
     return statistics.median(seconds)
 

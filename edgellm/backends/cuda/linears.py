@@ -9,7 +9,7 @@ from typing import Any
 from edgellm.backends.cuda.calls import Call
 from edgellm.backends.cuda.device import Properties
 from edgellm.backends.cuda.kernels import linear_flags as flags
-from edgellm.backends.cuda.kernels.gemv_plan import gemm_kernel, gemv_kernel, plan_gemv
+from edgellm.backends.cuda.kernels.gemv_plan import gemm_kernel, gemv_kernel, gemv_tokens, plan_gemv
 from edgellm.backends.cuda.space import HalfView, View
 from edgellm.backends.cuda.upload import Matrix
 
@@ -19,7 +19,8 @@ _AMPERE = 80
 _GEMM_TILES = 8
 #: Inputs that a block of the embedding's kernel has.
 _EMBEDDED = 1024
-#: Tokens that the decode kernels take at most.
+_FLOAT_BYTES = 4
+#: Rows up to which products go through the decode kernels.
 GEMV_TOKENS = 8
 
 
@@ -44,8 +45,22 @@ class Around:
     act: str | None = None
 
 
+def gemvs(matrix: Matrix, x: View, out: View, rows: int, around: Around, chip: Properties, op: int) -> list[Call]:
+    """y = W x for any number of rows, as many a launch as the device's kernels take."""
+    most, calls = gemv_tokens(chip.capability), []
+    for first in range(0, rows, most):
+        part = (view_from(x, first), view_from(out, first))
+        calls.append(gemv(matrix, *part, min(most, rows - first), around, chip, op))
+    return calls
+
+
+def view_from(view: View, first: int) -> View:
+    """The rows from `first` on."""
+    return View(view.address + _FLOAT_BYTES * view.stride * first, view.stride, view.width)
+
+
 def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, chip: Properties, op: int) -> Call:
-    """y = W x for up to `GEMV_TOKENS` rows."""
+    """y = W x for up to `gemv_tokens` rows."""
     layout = matrix.layout
     plan = plan_gemv(layout, rows, chip.multiprocessors)
     arguments = {

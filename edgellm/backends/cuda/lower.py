@@ -19,7 +19,8 @@ from edgellm.backends.cuda.cache import CachePlaces
 from edgellm.backends.cuda.calls import Call, KernelSet
 from edgellm.backends.cuda.device import Properties
 from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TOKEN
-from edgellm.backends.cuda.linears import GEMV_TOKENS, Around, embed, gemm, gemv, takes_half
+from edgellm.backends.cuda.kernels.sampling_plan import sample_grid
+from edgellm.backends.cuda.linears import GEMV_TOKENS, Around, embed, gemm, gemvs, takes_half, view_from
 from edgellm.backends.cuda.space import HalfView, Space, View
 from edgellm.backends.cuda.upload import DeviceWeights, Matrix
 from edgellm.model.program import Op, Program
@@ -75,8 +76,26 @@ def lower_logits(model: Model, shape: StepShape, first: int, rows: int) -> list[
     around = Around(
         **_norm_of(model, norm), multiplier=op.attributes["multiplier"], softcap=op.attributes["softcap"] or 0.0
     )
-    x = _rows_from(source, first)
-    return [gemv(model.weights.matrices[op.weights[0]], x, out, rows, around, model.chip, index)]
+    x = view_from(source, first)
+    return gemvs(model.weights.matrices[op.weights[0]], x, out, rows, around, model.chip, index)
+
+
+def lower_greedy(model: Model, rows: int, vocab_size: int) -> list[Call]:
+    """The launches that find the largest of the first `vocab_size` logits of `rows` rows, into `Space.chosen`."""
+    space, index = model.space, len(model.program.ops) - 1
+    blocks = sample_grid(vocab_size, model.chip.multiprocessors)
+    found = {"values": space.best_values, "tokens": space.best_tokens}
+    first = {
+        **found,
+        "logits": space.logits,
+        "record": space.record,
+        "thresholds": 0,
+        "stride": model.program.config.vocab_size,
+        "vocab": vocab_size,
+        "limited": 0,
+    }
+    then = {**found, "out": space.chosen, "out_stride": 1, "blocks": blocks}
+    return [Call("sample_blocks", (blocks, rows), first, index), Call("sample_rows", (rows,), then, index)]
 
 
 def _norm_before(program: Program, index: int) -> Op | None:
@@ -85,10 +104,6 @@ def _norm_before(program: Program, index: int) -> Op | None:
     if norm is None or norm.kind != "rms_norm" or norm.outputs != program.ops[index].inputs[:1]:
         return None
     return norm if norm.outputs != norm.inputs else None
-
-
-def _rows_from(view: View, first: int) -> View:
-    return View(view.address + _FLOAT_BYTES * view.stride * first, view.stride, view.width)
 
 
 def _norm_of(model: Model, norm: Op | None) -> dict[str, Any]:
@@ -199,11 +214,7 @@ class _Lowering:
             self.calls.append(gemm(matrix, half, out, self.shape.rows, around, self.model.chip, index))
             return
         x, norm = self._around_norm(source)
-        for first in range(0, self.shape.rows, GEMV_TOKENS):
-            rows = min(GEMV_TOKENS, self.shape.rows - first)
-            part = (_rows_from(x, first), _rows_from(out, first))
-            complete = replace(around, **norm)
-            self.calls.append(gemv(matrix, *part, rows, complete, self.model.chip, index))
+        self.calls += gemvs(matrix, x, out, self.shape.rows, replace(around, **norm), self.model.chip, index)
 
     def _half(self, index: int, source: str, order: int) -> HalfView:
         """A buffer, or what its norm makes of another one, as the prefill kernels read it; made once an op and order

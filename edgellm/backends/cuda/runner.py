@@ -9,6 +9,8 @@ import numpy as np
 
 from edgellm.backends.cuda.cache import CudaCache
 from edgellm.backends.cuda.device import Device
+from edgellm.backends.cuda.kernels.record import MAX_BATCH
+from edgellm.backends.cuda.kernels.sampling_plan import NOT_FINITE
 from edgellm.backends.cuda.linears import GEMV_TOKENS
 from edgellm.backends.cuda.lower import Model
 from edgellm.backends.cuda.profile import LaunchTime, launch_times, timed, weight_bytes
@@ -78,6 +80,24 @@ class CudaRunner:
                     self._ids[: len(part.rows)] = batch.token_ids[part.rows]
                     self._prompt(cache.steps, part, answer, stopped)
         return answer.values
+
+    def greedy(self, cache: CudaCache, batch: Batch, vocab_size: int | None = None) -> np.ndarray:
+        """One decode step whose tokens are chosen on the device: the likeliest of the first `vocab_size` ids.
+
+        Args:
+            batch: one token of each of up to `MAX_BATCH` sequences, all of whose logits are wanted.
+
+        Returns:
+            int64 [S]; -1 where a logit is NaN or infinite.
+        """
+        self._open(cache)
+        (part,) = parts_of(batch, MAX_BATCH)
+        with self._device:
+            write_records(self._records, part, batch.token_ids)
+            cache.steps.decode(len(part.rows), vocab_size or self._width)
+            self._stream.wait()
+            chosen = cache.steps.host_tokens(len(part.rows)).astype(np.int64)
+        return np.where(chosen == NOT_FINITE, -1, chosen)
 
     def profile(self, cache: CudaCache, batch: Batch) -> list[LaunchTime]:
         """One step of one kind, tokens of several sequences or a prompt, as `run` does it but without a graph, and what

@@ -71,6 +71,7 @@ class Space:
         half: room for a product's input, float16 of the widest, and its scales.
         record, ids: where the step records and the token ids of a prefill step lie.
         logits: float32 [MAX_BATCH][vocab_size].
+        best_values, best_tokens, chosen: of greedy choices: [MAX_BATCH][multiprocessors], and u32 [MAX_BATCH].
         host: what is uploaded: records, then ids; pinned.
         host_logits: where logits come back to; pinned.
 
@@ -93,6 +94,9 @@ class Space:
         self.record = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH * RECORD_WORDS)
         self.ids = self._pool.allocate(_FLOAT_BYTES * rows)
         self.logits = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH * config.vocab_size)
+        best = _FLOAT_BYTES * MAX_BATCH * device.properties.multiprocessors
+        self.best_values, self.best_tokens = self._pool.allocate(best), self._pool.allocate(best)
+        self.chosen = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH)
         self.host = HostBuffer(device, _FLOAT_BYTES * (MAX_BATCH * RECORD_WORDS + rows))
         self.host_logits = HostBuffer(device, _FLOAT_BYTES * MAX_BATCH * config.vocab_size)
         self.nbytes = self._pool.nbytes
@@ -110,7 +114,7 @@ def space_nbytes(program: Program, matrices: Sequence[MatrixPlan], rows: int) ->
     config = program.config
     heads = config.num_attention_heads * config.head_dim
     words = rows * (heads + 2 + _widest(matrices) // 2 + 1) + MAX_BATCH * (config.vocab_size + RECORD_WORDS)
-    places = len(plan_buffers(program, matrices).blocks) + 6
+    places = len(plan_buffers(program, matrices).blocks) + 40
     host = _FLOAT_BYTES * (MAX_BATCH * (RECORD_WORDS + config.vocab_size) + rows)
     return plan_buffers(program, matrices).row_bytes * rows + _FLOAT_BYTES * words + places * ALIGNMENT, host
 

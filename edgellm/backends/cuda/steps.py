@@ -11,7 +11,7 @@ from edgellm.backends.cuda.cache import CachePlaces
 from edgellm.backends.cuda.calls import Call
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.graph import Graph
-from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_logits
+from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_greedy, lower_logits
 from edgellm.backends.cuda.module import Launch
 from edgellm.backends.cuda.records import ids_in, records_in
 from edgellm.backends.cuda.stream import Stream
@@ -27,16 +27,17 @@ class Steps:
     def __init__(self, device: Device, stream: Stream, model: Model, places: CachePlaces) -> None:
         self._model, self._places, self._stream = model, places, stream
         self._scratch = AttentionScratch(device, stream, model.program.config, places.geometry)
-        self._decodes: dict[int, Graph] = {}
+        self._decodes: dict[tuple[int, int | None], Graph] = {}
         self._prompts: OrderedDict[int, list[Launch]] = OrderedDict()
         self._has_logits = any(op.kind == "logits" for op in model.program.ops)
 
-    def decode(self, rows: int) -> None:
+    def decode(self, rows: int, vocab_size: int | None = None) -> None:
         """Put one token of each of `rows` sequences into the stream, from `records_in` the pinned memory to
-        `host_logits`."""
-        if rows not in self._decodes:
-            self._decodes[rows] = self._capture(rows)
-        self._decodes[rows].launch()
+        `host_logits`; where `vocab_size` is given, to `host_tokens`, the likeliest of so many."""
+        key = (rows, vocab_size)
+        if key not in self._decodes:
+            self._decodes[key] = self._capture(rows, vocab_size)
+        self._decodes[key].launch()
 
     def prompt(self, rows: int) -> None:
         """Put `rows` tokens of one sequence into the stream; records and ids come from pinned memory."""
@@ -57,6 +58,10 @@ class Steps:
         vocab_size = self._model.program.config.vocab_size
         return self._model.space.host_logits.array.view(np.float32)[: rows * vocab_size].reshape(rows, vocab_size)
 
+    def host_tokens(self, rows: int) -> np.ndarray:
+        """Where chosen tokens come back to, uint32 [rows] of pinned memory."""
+        return self._model.space.host_logits.array.view(np.uint32)[:rows]
+
     def calls(self, rows: int, *, decode: bool) -> list[Call]:
         """The launches of a step, the logits of its rows, or a prompt's last, with them."""
         shape = StepShape(rows, decode)
@@ -67,19 +72,25 @@ class Steps:
 
     def launches(self, rows: int) -> int:
         """How many launches and copies the graph of a decode step has."""
-        if rows not in self._decodes:
-            self._decodes[rows] = self._capture(rows)
-        return self._decodes[rows].nodes
+        key = (rows, None)
+        if key not in self._decodes:
+            self._decodes[key] = self._capture(rows, None)
+        return self._decodes[key].nodes
 
-    def _capture(self, rows: int) -> Graph:
+    def _capture(self, rows: int, vocab_size: int | None) -> Graph:
         model = self._model
-        launches = model.kernels.prepare(self.calls(rows, decode=True))
+        calls = self.calls(rows, decode=True)
+        if vocab_size is not None:
+            calls += lower_greedy(model, rows, vocab_size)
+        launches = model.kernels.prepare(calls)
 
         def step() -> None:
             self._stream.upload(model.space.record, records_in(model.space.host.array)[:rows])
             for launch in launches:
                 launch.run(self._stream)
-            if self._has_logits:
+            if vocab_size is not None:
+                self._stream.download(self.host_tokens(rows), model.space.chosen)
+            elif self._has_logits:
                 self._stream.download(self.host_logits(rows), model.space.logits)
 
         return Graph(self._stream, step)

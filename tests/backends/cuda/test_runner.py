@@ -122,6 +122,16 @@ def test_a_program_with_an_unknown_op_is_refused(fake_gpu):
             CudaBackend().load(program, model.weights, lm_head="int5")
 
 
+def test_the_device_chooses_the_likeliest_token(shipped_gpu):
+    shipped_gpu(80)
+    runner = load("llama-gqa-head-dim", lm_head="keep")
+    cache = runner.new_cache(geometry(runner, 16, 8, "float16"), 2)
+    batch = Batch.of([(SlotState(0), [3], "last"), (SlotState(1), [5], "last")])
+    logits = runner.run(cache, batch)
+    assert runner.greedy(cache, batch).tolist() == logits.argmax(axis=1).tolist()
+    assert runner.greedy(cache, batch, 10).tolist() == logits[:, :10].argmax(axis=1).tolist()
+
+
 def test_a_profile_has_every_launch_and_what_it_reads(shipped_gpu):
     shipped_gpu(80)
     runner = load("llama-gqa-head-dim", lm_head="keep")
