@@ -169,3 +169,28 @@ def test_ldmatrix(count: int, trans: bool) -> None:
         matrix = data[k].T if trans else data[k]
         assert (out[k].view(np.uint16).reshape(8, 8) == matrix).all()
     assert (back == data).all()
+
+
+@pytest.mark.parametrize(
+    "collective",
+    [
+        "shfl.sync.bfly.b32 r, t, 1, 31, -1;",
+        "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {r, x}, {x}, {x}, {x, x}; xor.b32 r, t, 1;",
+    ],
+)
+def test_warps_gather_before_what_they_do_together(collective: str) -> None:
+    """Threads from 40 on come first; warp 1 waits for its others, warp 2 need not."""
+    body = f""".reg .pred p; .reg .b32 t, r, x; .reg .b64 a, w; mov.u32 t, %tid.x; mov.u32 x, 0; ld.param.u64 a, [p0];
+    mul.wide.u32 w, t, 4; add.u64 a, a, w; setp.lt.u32 p, t, 40; @p bra $late;
+    $join: {collective} st.global.u32 [a], r; ret;
+    $late: bra $join;"""
+    out = np.zeros(96, np.uint32)
+    launch(entry(["u64"], body), [out], block=(96,))
+    assert (out == np.arange(96) ^ 1).all()
+
+
+def test_a_warp_that_has_lost_lanes_has_no_matrices() -> None:
+    body = """.reg .pred p; .reg .b32 t, r; mov.u32 t, %tid.x; setp.lt.u32 p, t, 7; @p ret;
+    mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {r, r}, {r}, {r}, {r, r};"""
+    with pytest.raises(EmulatorError, match="lanes of the warp have left"):
+        launch(entry([], body), [])
