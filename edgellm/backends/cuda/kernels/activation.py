@@ -11,7 +11,21 @@ from __future__ import annotations
 from edgellm.backends.cuda.kernels.declare import Kernel, kernel
 from edgellm.backends.cuda.kernels.record import COUNT
 from edgellm.backends.cuda.kernels.rows import ROW_THREADS, block_max, half_scale
-from edgellm.backends.cuda.ptx import cuda, device, erf, f32, f32_to_f16, fabs, fma, fmax, sigmoid, tanh, u32
+from edgellm.backends.cuda.ptx import (
+    cuda,
+    device,
+    erf,
+    f32,
+    f32_to_f16,
+    fabs,
+    fma,
+    fmax,
+    griddep_launch,
+    griddep_wait,
+    sigmoid,
+    tanh,
+    u32,
+)
 
 _BLOCK = u32(ROW_THREADS)
 _BLOCK_WARPS = ROW_THREADS // 32
@@ -51,6 +65,8 @@ def _declare(name: str) -> tuple[Kernel, Kernel]:
     )
     def act_mul(gate, up, out, record, stride, width, step):
         """gate, up [rows, stride] to out [rows, width]. Grid: width / 256 rounded up, rows."""
+        griddep_wait()
+        griddep_launch()
         column = u32(u32(cuda.blockIdx.x) * _BLOCK + u32(cuda.threadIdx.x))
         row = u32(cuda.blockIdx.y)
         if column >= width or (step == u32(0) and row >= record[u32(COUNT)]):
@@ -66,6 +82,8 @@ def _declare(name: str) -> tuple[Kernel, Kernel]:
     )
     def act_mul_float16(gate, up, out, scales, record, stride, width, step):
         """gate, up [rows, stride] to out, float16 [rows, width], times scales [rows]. Grid: rows."""
+        griddep_wait()
+        griddep_launch()
         stage = cuda.shared.array(_BLOCK_WARPS, f32, alignment=16)
         row = u32(cuda.blockIdx.x)
         if step == u32(0) and row >= record[u32(COUNT)]:
@@ -93,6 +111,8 @@ KERNELS = {name: _declare(name) for name in ACTIVATIONS}
 @kernel("add", (("x", "f32*"), ("y", "f32*"), ("count", "u32"), ("multiplier", "f32")), threads=256, lowest=70)
 def add(x, y, count, multiplier):
     """x = x + multiplier * y, both of `count` elements. Grid: count / 256 rounded up."""
+    griddep_wait()
+    griddep_launch()
     i = u32(u32(cuda.blockIdx.x) * u32(256) + u32(cuda.threadIdx.x))
     if i < count:
         x[i] = fma(multiplier, y[i], x[i])
@@ -106,6 +126,8 @@ def add(x, y, count, multiplier):
 )
 def to_float16(x, out, scales, record, stride, width, step):
     """x [rows, stride] to out, float16 [rows, width], times scales [rows]. Grid: rows."""
+    griddep_wait()
+    griddep_launch()
     stage = cuda.shared.array(_BLOCK_WARPS, f32, alignment=16)
     row = u32(cuda.blockIdx.x)
     if step == u32(0) and row >= record[u32(COUNT)]:

@@ -37,6 +37,8 @@ from edgellm.backends.cuda.ptx import (
     cuda,
     device,
     f32,
+    griddep_launch,
+    griddep_wait,
     rcp,
     u32,
     u64,
@@ -46,6 +48,7 @@ _WARPS = 4
 _PADDING = u32(DEPTH_ALIGNMENT - 1)
 _LOG2_E = f32(1.4426950408889634)
 _EMPTY = f32(EMPTY)
+_REGISTERS = {1: 112, 2: 160, 4: 216, 8: 255}
 _STATS, _LARGEST, _TOTAL = u32(STATS), u32(LARGEST), u32(TOTAL)
 _PARAMETERS = (
     ("q", "f32*"),
@@ -242,7 +245,7 @@ def _declare(storage: str, lanes: int, heads: int) -> Kernel:
         tuple((name, kind or element) for name, kind in _PARAMETERS),
         threads=32 * _WARPS,
         lowest=70,
-        registers=255,
+        registers=_REGISTERS[heads],
         expects=("LDG.E.*64",) if scaled else ("LDG.E.*128",),
     )
     def attention_decode(
@@ -251,6 +254,8 @@ def _declare(storage: str, lanes: int, heads: int) -> Kernel:
         step, fused, norm, combine, eps, offset, scale, softcap,
     ):  # fmt: skip
         """One split; see the module. `softcap` 0 and `window` 0: none. Buffers are [rows, stride] of whole heads."""
+        griddep_wait()
+        griddep_launch()
         stage = cuda.shared.array(staged, f32, alignment=16)
         gather = cuda.shared.array(gathered, f32, alignment=16)
         flag = cuda.shared.array(1, u32, alignment=16)

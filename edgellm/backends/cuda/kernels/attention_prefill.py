@@ -46,6 +46,8 @@ from edgellm.backends.cuda.ptx import (
     cp_async_wait1,
     cuda,
     f32,
+    griddep_launch,
+    griddep_wait,
     rcp,
     u16,
     u32,
@@ -108,6 +110,8 @@ def _declare(storage: str, width: int, turing: bool) -> Kernel:
         head_dim, rows, ring, window, scale, softcap,
     ):  # fmt: skip
         """Tokens of record 0; q, numbered, out [tokens, stride] of whole heads; `softcap`, `window` 0: none."""
+        griddep_wait()
+        griddep_launch()
         key_tile = cuda.shared.array(key_halves, u16, alignment=16)
         value_tile = cuda.shared.array(value_halves, u16, alignment=16)
         table = cuda.shared.array(_TABLE, u32, alignment=16)

@@ -7,7 +7,16 @@ finish_logits    logits = softcap(logits * multiplier), in place
 from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.declare import kernel
-from edgellm.backends.cuda.ptx import cuda, f32, rcp, tanh, u32, u64
+from edgellm.backends.cuda.ptx import (
+    cuda,
+    f32,
+    griddep_launch,
+    griddep_wait,
+    rcp,
+    tanh,
+    u32,
+    u64,
+)
 
 _THREADS = 256
 _BLOCK = u32(_THREADS)
@@ -22,6 +31,8 @@ _BLOCK = u32(_THREADS)
 )
 def gather_rows(x, rows, out, stride, width):
     """x [.., stride] to out [rows, width]. Grid: width / 256 rounded up, rows."""
+    griddep_wait()
+    griddep_launch()
     column = u32(u32(cuda.blockIdx.x) * _BLOCK + u32(cuda.threadIdx.x))
     row = u32(cuda.blockIdx.y)
     if column < width:
@@ -37,6 +48,8 @@ def gather_rows(x, rows, out, stride, width):
 )
 def finish_logits(logits, count, multiplier, softcap):
     """`count` logits; `softcap` 0: none. Grid: count / 256 rounded up."""
+    griddep_wait()
+    griddep_launch()
     i = u32(u32(cuda.blockIdx.x) * _BLOCK + u32(cuda.threadIdx.x))
     if i < count:
         logit = logits[i] * multiplier

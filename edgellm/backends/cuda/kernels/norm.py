@@ -24,6 +24,8 @@ from edgellm.backends.cuda.ptx import (
     fabs,
     fma,
     fmax,
+    griddep_launch,
+    griddep_wait,
     rcp,
     rsqrt,
     u32,
@@ -40,6 +42,8 @@ _ROWS = (("record", "u32*"), ("width", "u32"), ("step", "u32"), ("eps", "f32"), 
 @kernel("rms_norm", (("x", "f32*"), ("weight", "f32*"), ("out", "f32*"), *_ROWS), threads=ROW_THREADS, lowest=70)
 def rms_norm(x, weight, out, record, width, step, eps, offset):
     """x, out [rows, width], weight [width]; a block has a row."""
+    griddep_wait()
+    griddep_launch()
     stage = cuda.shared.array(_BLOCK_WARPS, f32, alignment=16)
     row = u32(cuda.blockIdx.x)
     if step == u32(0) and row >= record[u32(COUNT)]:
@@ -65,6 +69,8 @@ def rms_norm(x, weight, out, record, width, step, eps, offset):
 )
 def rms_norm_float16(x, weight, out, scales, record, width, step, eps, offset):
     """x [rows, width] to out, float16 [rows, width], times scales [rows]."""
+    griddep_wait()
+    griddep_launch()
     stage = cuda.shared.array(_BLOCK_WARPS, f32, alignment=16)
     row = u32(cuda.blockIdx.x)
     if step == u32(0) and row >= record[u32(COUNT)]:
@@ -107,6 +113,8 @@ def rms_norm_float16(x, weight, out, scales, record, width, step, eps, offset):
 )
 def rms_norm_heads(x, weight, out, record, stride, heads, head_dim, step, eps, offset):
     """Each of `heads` heads of x, out [rows, stride], weight [head_dim]; a warp has a head."""
+    griddep_wait()
+    griddep_launch()
     stage = cuda.shared.array(_STAGE, f32, alignment=16)
     lane = u32(u32(cuda.threadIdx.x) & u32(31))
     warp = u32(u32(cuda.threadIdx.x) >> u32(5))

@@ -16,7 +16,13 @@ from edgellm.backends.cuda.kernels.cache_layout import MAX_HEAD_DIM
 from edgellm.backends.cuda.kernels.declare import kernel
 from edgellm.backends.cuda.kernels.heads import normalise_head, take_head, turn_head
 from edgellm.backends.cuda.kernels.record import COUNT, END, EVICTED, RECORD_WORDS
-from edgellm.backends.cuda.ptx import cuda, f32, u32
+from edgellm.backends.cuda.ptx import (
+    cuda,
+    f32,
+    griddep_launch,
+    griddep_wait,
+    u32,
+)
 
 _WARPS = 4
 _STAGE = _WARPS * MAX_HEAD_DIM
@@ -67,6 +73,8 @@ def rope(
 
     `positioned` may be x. `half` 0 turns nothing.
     """
+    griddep_wait()
+    griddep_launch()
     stage = cuda.shared.array(_STAGE, f32, alignment=16)
     warp = u32(u32(cuda.threadIdx.x) >> u32(5))
     lane = u32(u32(cuda.threadIdx.x) & u32(31))

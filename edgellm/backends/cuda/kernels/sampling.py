@@ -37,6 +37,8 @@ from edgellm.backends.cuda.ptx import (
     f32_of_u32,
     fabs,
     fma,
+    griddep_launch,
+    griddep_wait,
     lg2,
     rcp,
     shfl_xor,
@@ -108,6 +110,8 @@ def sample_blocks(logits, record, thresholds, values, tokens, stride, vocab, lim
 
     Leaves values, tokens [rows][blocks].
     """
+    griddep_wait()
+    griddep_launch()
     shared_values = cuda.shared.array(_WARPS, f32, alignment=16)
     shared_tokens = cuda.shared.array(_WARPS, u32, alignment=16)
     row, blocks = u32(cuda.blockIdx.y), u32(cuda.gridDim.x)
@@ -152,6 +156,8 @@ def sample_blocks(logits, record, thresholds, values, tokens, stride, vocab, lim
 )
 def sample_rows(values, tokens, out, out_stride, blocks):
     """The best of values, tokens [rows][blocks]; row r's goes to out[r * out_stride]."""
+    griddep_wait()
+    griddep_launch()
     shared_values = cuda.shared.array(_WARPS, f32, alignment=16)
     shared_tokens = cuda.shared.array(_WARPS, u32, alignment=16)
     row = u32(cuda.blockIdx.x)

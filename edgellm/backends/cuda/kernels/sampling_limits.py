@@ -25,6 +25,8 @@ from edgellm.backends.cuda.ptx import (
     f32_of_bits,
     f32_of_u32,
     fmax,
+    griddep_launch,
+    griddep_wait,
     rcp,
     u32,
     u64,
@@ -133,6 +135,8 @@ def least_kept(bins, stage, logits, at, vocab, largest, factor, least, wanted, s
 )
 def sample_threshold(logits, record, thresholds, stride, vocab):
     """logits [rows, stride], the first `vocab` of a row count, to thresholds [rows]: the least logit that is kept."""
+    griddep_wait()
+    griddep_launch()
     bins = cuda.shared.array(_WORDS, u32, alignment=16)
     stage = cuda.shared.array(_WARPS, f32, alignment=16)
     row, thread = u32(cuda.blockIdx.x), u32(cuda.threadIdx.x)

@@ -13,7 +13,14 @@ from edgellm.backends.cuda.kernels.heads import normalise_head, take_head, turn_
 from edgellm.backends.cuda.kernels.record import COUNT, END, RECORD_WORDS, SINKS, SLOT
 from edgellm.backends.cuda.kernels.stored import STORAGES
 from edgellm.backends.cuda.kernels.visible import row_of
-from edgellm.backends.cuda.ptx import cuda, f32, u32, u64
+from edgellm.backends.cuda.ptx import (
+    cuda,
+    f32,
+    griddep_launch,
+    griddep_wait,
+    u32,
+    u64,
+)
 
 _WARPS = 4
 _STAGE = _WARPS * MAX_HEAD_DIM
@@ -73,6 +80,8 @@ def _declare(storage: str) -> Kernel:
         offset,
     ):
         """Store k, v [tokens, stride] in the layer's `rows` rows a slot; `ring` 1: the layer keeps only its window."""
+        griddep_wait()
+        griddep_launch()
         stage = cuda.shared.array(_STAGE, f32, alignment=16)
         warp = u32(u32(cuda.threadIdx.x) >> u32(5))
         lane = u32(u32(cuda.threadIdx.x) & u32(31))
