@@ -38,6 +38,7 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         raise_faults: raise what a kernel does wrong as EmulatorError out of the call that ran it; otherwise it
             becomes an error code, as a device would give it.
         races: find races in shared memory too.
+        rough: .approx functions are off by as much as they may be.
         measure: count what kernels execute and reach; `statistics()` has it.
     """
 
@@ -49,8 +50,10 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         raise_faults: bool = True,
         races: bool = False,
         measure: bool = False,
+        rough: bool = False,
     ) -> None:
-        super().__init__([DEVICES[capability]] if devices is None else devices, version, raise_faults, races, measure)
+        chosen = [DEVICES[capability]] if devices is None else devices
+        super().__init__(chosen, version, raise_faults, {"races": races, "measure": measure, "rough": rough})
 
     # ---------------------------------------------------------------- the library
     @driver_function

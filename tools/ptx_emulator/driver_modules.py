@@ -70,7 +70,7 @@ class ModuleCalls(State):
         text = image if isinstance(image, bytes) else ctypes.string_at(number_of(image))
         device = self.device
         try:
-            loaded = Module(text.decode("ascii"), device.memory, races=self.races, measure=self.measure)
+            loaded = Module(text.decode("ascii"), device.memory, **self.module_options)
             for entry in loaded.entries:
                 loaded.kernel(entry)
         except (EmulatorError, UnicodeDecodeError) as error:

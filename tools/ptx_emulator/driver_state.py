@@ -123,13 +123,16 @@ class State:
     """
 
     def __init__(
-        self, devices: list[DeviceModel], version: tuple[int, int], raise_faults: bool, races: bool, measure: bool
+        self,
+        devices: list[DeviceModel],
+        version: tuple[int, int],
+        raise_faults: bool,
+        module_options: dict[str, bool],
     ) -> None:
         self.version = version
         self.devices = [FakeDevice(model, number) for number, model in enumerate(devices)]
         self.raise_faults = raise_faults
-        self.races = races
-        self.measure = measure
+        self.module_options = module_options
         self.initialized = False
         self.calls: Counter[str] = Counter()
         self.launched: list[str] = []

@@ -78,6 +78,7 @@ class Frame:
         self.watch: Watch | None = None
         self.copies: Copies | None = None
         self.meter: Meter | None = None
+        self.rough = False
         self.values: dict[Register, np.ndarray] = {}
         self.carry = np.zeros(self.threads, np.uint64)
         self._store: list[np.ndarray] = []

@@ -38,6 +38,7 @@ class Module:
         unwritten: with `races`, raise for reads of shared memory that nobody has written, too. Kernels may read it
             where they throw the result away: it is poison then.
         measure: count what is executed and reached, in `statistics` by entry.
+        rough: .approx functions are off by as much as the manual allows, instead of correctly rounded.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Module:
         races: bool = False,
         measure: bool = False,
         unwritten: bool = False,
+        rough: bool = False,
     ) -> None:
         self.text = parse(text)
         self.memory = memory if memory is not None else Memory()
         self.races = races
         self.unwritten = unwritten
+        self.rough = rough
         self.statistics: dict[str, Statistics] = {}
         self.measure = measure
         self.addresses = {
@@ -196,6 +199,7 @@ class Kernel:
         if key not in self._frames:
             frame = Frame(shape, self.slots, self.module.memory, (shared, self.local_bytes))
             frame.symbols = self.symbols
+            frame.rough = self.module.rough
             if self.module.races:
                 frame.watch = RaceFinder(frame, self.module.unwritten)
             if self.module.measure:

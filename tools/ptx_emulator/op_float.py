@@ -44,6 +44,8 @@ def compile_float(ins: Instruction, frame: Frame) -> Run:
     out = frame.write(ins.operands[0], of, ins)
     sources = [frame.read(operand, of, ins) for operand in ins.operands[1:]]
     function = _function(ins, of.dtype)
+    if ins.root == "div" and of.bits == 32:
+        function = roughened(function, ins, frame)
     if "NaN" in ins.parts:
         plain = function
         function = lambda a, b: np.where(np.isnan(a) | np.isnan(b), a.dtype.type(np.nan), plain(a, b))  # noqa: E731
@@ -105,15 +107,44 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+# Errors that the manual allows: relative, and absolute for what passes through zero.
+_RELATIVE = {
+    "sqrt": 2**-23,
+    "rsqrt": 2**-22.9,
+    "rcp": 2**-23,
+    "ex2": 2**-22,
+    "tanh": 2**-11,
+    "div": 2**-22,
+    "lg2": 2**-22,
+}
+_ABSOLUTE = {"sin": 2**-20.5, "cos": 2**-20.5, "lg2": 2**-22}
+
+
+def roughened(function: Callable[..., np.ndarray], ins: Instruction, frame: Frame) -> Callable[..., np.ndarray]:
+    """`function` off by as much as an .approx instruction may be, to one side or the other by the operand's last bit."""
+    if not frame.rough or not {"approx", "full"} & set(ins.parts):
+        return function
+    relative, absolute = _RELATIVE.get(ins.root, 0.0), _ABSOLUTE.get(ins.root, 0.0)
+
+    def rough(*values: np.ndarray) -> np.ndarray:
+        exact = function(*values).astype(np.float64)
+        side = np.where(values[0].view(np.uint32) & np.uint32(1), 1.0, -1.0)
+        return (exact * (1 + side * relative) + side * absolute).astype(values[0].dtype)
+
+    return rough
+
+
 @operation("sqrt", "rsqrt", "rcp", "ex2", "lg2", "sin", "cos", "tanh")
 def compile_function(ins: Instruction, frame: Frame) -> Run:
-    """The .approx functions give the correctly rounded value; devices are within a few units of it."""
+    """The .approx functions give the correctly rounded value, or with `rough` the worst that a device may give."""
     of = type_of(ins)
     known(ins, "rn", "approx", "ftz")
     function = _FUNCTIONS[ins.root]
     if of.bits == 16 or of.kind == "h":
         return op_half.compile_half_function(ins, frame, function)
     out = frame.write(ins.operands[0], of, ins)
+    if of.bits == 32:
+        function = roughened(function, ins, frame)
     return elementwise(finished(function, ins), out, frame.read(ins.operands[1], of, ins))
 
 

@@ -16,6 +16,8 @@ from tools.ptx_emulator.driver import FakeDriver
 WORDS = np.array([0, 1, 5, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 77, 0xFFFFFFF0] * 4, np.uint32)
 FLOATS = np.array([0.0, -0.0, 1.5, -2.5, np.inf, -np.inf, np.nan, 1e-40] * 4, np.float32)
 BITS = FLOATS.view(np.uint32)
+LOADED = """.reg .b32 t, x; .reg .b64 a, w; mov.u32 t, %tid.x; ld.param.u64 a, [p0]; mul.wide.u32 w, t, 4;
+add.u64 a, a, w; ld.global.f32 x, [a];"""
 
 
 def test_selections_by_sign_and_sets() -> None:
@@ -216,3 +218,17 @@ def test_the_drivers_copies_that_wait() -> None:
     assert fake.cuMemsetD32Async(address.value + 1, 7, 1, 0) == 1
     assert fake.cuCtxSynchronize() == 0
     assert fake.cuInit(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "bound"),
+    [("tanh", math.tanh, 2**-11), ("ex2", lambda v: 2.0**v, 2**-22), ("rcp", lambda v: 1 / v, 2**-23)],
+)
+def test_rough_functions_are_off_by_what_a_device_may_be(name: str, function, bound: float) -> None:
+    body = f"""{LOADED} {name}.approx.f32 x, x; st.global.f32 [a], x;"""
+    exact = np.linspace(0.1, 3, 64, dtype=np.float32)
+    found = exact.copy()
+    Module(entry(["u64"], body), rough=True).launch(None, (1,), (64,), [found])
+    errors = found / np.array([function(float(v)) for v in exact]) - 1
+    assert bound / 2 < np.abs(errors).max() < bound + 2**-23.5
+    assert errors.min() < 0 < errors.max()
