@@ -50,7 +50,7 @@ def prompt(vocab_size: int, length: int) -> list[int]:
     return np.random.default_rng(_SEED).integers(0, vocab_size, length).tolist()
 
 
-def run_traced(runner: Runner, tokens: list[int]) -> list[Event]:
+def run_traced(runner: Runner, tokens: list[int], dtype: str = "float32") -> list[Event]:
     """All that is written while `tokens` are prefilled in one step, and the logits of every token."""
     events: list[Event] = []
 
@@ -58,14 +58,14 @@ def run_traced(runner: Runner, tokens: list[int]) -> list[Event]:
         op = runner.program.ops[index]
         events.extend(Event(_describe(op), name, np.array(buffers[name], np.float32)) for name in op.outputs)
 
-    cache = runner.new_cache(geometry(runner.program, len(tokens)), 1)
+    cache = runner.new_cache(geometry(runner.program, len(tokens), dtype), 1)
     runner.run(cache, Batch.of([(SlotState(0), tokens, "all")]), trace)
     return events
 
 
-def logits_in_chunks(runner: Runner, tokens: list[int], chunk: int) -> np.ndarray:
+def logits_in_chunks(runner: Runner, tokens: list[int], chunk: int, dtype: str = "float32") -> np.ndarray:
     """Logits float32 [T, V] of `tokens`, given `chunk` at a time."""
-    cache = runner.new_cache(geometry(runner.program, len(tokens)), 1)
+    cache = runner.new_cache(geometry(runner.program, len(tokens), dtype), 1)
     state, rows = SlotState(0), []
     for first in range(0, len(tokens), chunk):
         part = tokens[first : first + chunk]
@@ -74,12 +74,12 @@ def logits_in_chunks(runner: Runner, tokens: list[int], chunk: int) -> np.ndarra
     return np.concatenate(rows)
 
 
-def geometry(program: Program, tokens: int) -> CacheGeometry:
-    """An exact cache that holds `tokens` and takes them in one step."""
+def geometry(program: Program, tokens: int, dtype: str = "float32") -> CacheGeometry:
+    """A cache that holds `tokens` and takes them in one step."""
     config = program.config
     windows = tuple(config.layer_windows)
     heads = config.num_key_value_heads
-    return CacheGeometry(tokens, windows, heads, config.head_dim, chunk=tokens, dtype="float32")
+    return CacheGeometry(tokens, windows, heads, config.head_dim, chunk=tokens, dtype=dtype)
 
 
 def compare(expected: list[Event], found: list[Event], bound: float) -> Comparison:

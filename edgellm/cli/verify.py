@@ -107,22 +107,22 @@ def _compare(opened: OpenedModel, args: Namespace, terminal: Terminal) -> tuple[
     from edgellm.model import build_program, fuse
 
     backend, reference = find(args.backend, args.device), find(_REFERENCE)
-    how = exact(backend.name)
+    how, dtype = exact(backend.name), backend.cache_dtypes[0]
     plain = build_program(opened.config)
     tokens = tracing.prompt(opened.config.vocab_size, args.tokens)
     if backend.name == _REFERENCE:
         terminal.say("the reference is asked for: its fused program is compared with its plain one")
     weights = HalfWeights(opened.weights) if how.half else opened.weights
     with _loaded(reference, plain, weights, args) as runner:
-        expected = tracing.run_traced(runner, tokens)
+        expected = tracing.run_traced(runner, tokens, dtype)
     bound = args.bound or how.bound_for(opened.config.num_hidden_layers, opened.quantization is not None)
     with _loaded(backend, fuse(plain), opened.weights, args, **how.options) as runner:
-        found = tracing.run_traced(runner, tokens)
+        found = tracing.run_traced(runner, tokens, dtype)
         name = f"{backend.name}, fused, against plain reference"
         verdicts = [Verdict.of(name, tracing.compare(expected, found, bound), bound)]
         whole = found[-1].value
         for step, name in ((7, "prefill in chunks of 7"), (1, "token by token")):
-            chunked = tracing.logits_in_chunks(runner, tokens, step)
+            chunked = tracing.logits_in_chunks(runner, tokens, step, dtype)
             comparison = tracing.compare_logits(whole, chunked, bound)
             verdicts.append(Verdict.of(f"{name} against one chunk, {backend.name}", comparison, bound))
     if not how.options:
@@ -130,7 +130,7 @@ def _compare(opened: OpenedModel, args: Namespace, terminal: Terminal) -> tuple[
     logits = expected[-1].value
     if how.half and weights.changed:
         with _loaded(reference, plain, opened.weights, args) as runner:
-            logits = tracing.logits_in_chunks(runner, tokens, len(tokens))
+            logits = tracing.logits_in_chunks(runner, tokens, len(tokens), dtype)
     return verdicts, _costs(backend, opened, tokens, logits, args)
 
 
@@ -146,7 +146,7 @@ def _costs(
     chosen = options_for(backend, options.precision_of(args))
     with _loaded(backend, fuse(build_program(opened.config)), opened.weights, args, **chosen) as runner:
         return [
-            Cost.of(name, expected, tracing.logits_in_chunks(runner, tokens, step))
+            Cost.of(name, expected, tracing.logits_in_chunks(runner, tokens, step, backend.cache_dtypes[0]))
             for name, step in (("prefill", len(tokens)), ("token by token", 1))
         ]
 

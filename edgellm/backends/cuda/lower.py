@@ -22,7 +22,7 @@ from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TOKEN
 from edgellm.backends.cuda.kernels.sampling_plan import sample_grid
 from edgellm.backends.cuda.linears import GEMV_TOKENS, Around, embed, gemm, gemvs, takes_half, view_from
 from edgellm.backends.cuda.space import HalfView, Space, View
-from edgellm.backends.cuda.upload import DeviceWeights, Matrix
+from edgellm.backends.cuda.upload import DeviceWeights, Matrix, unpaired
 from edgellm.model.program import Op, Program
 
 _ROW_THREADS = 256
@@ -251,15 +251,20 @@ class _Lowering:
         while left:
             matrix = self.model.weights.matrices[left[0]]
             count = len(matrix.plan.names)
+            if matrix.plan.paired and not self.shape.fused:
+                self._product(index, unpaired(matrix), source, self.model.space.pairs(matrix.layout), Around())
+                return 1
             if matrix.plan.paired:
-                act = self.ops[index + 1]
-                out = self.buffers[act.outputs[0]]
-                self._product(index, matrix, source, out, Around(act=act.attributes["act"]))
+                self._gated(index, matrix, source, self.ops[index + 1])
                 return 2
             out = self.buffers[op.outputs[len(op.weights) - len(left)]]
             self._product(index, matrix, source, out, Around(**residual))
             left = left[count:]
         return 1
+
+    def _gated(self, index: int, matrix: Matrix, source: str, act: Op) -> None:
+        """Gate, up and activation at once."""
+        self._product(index, matrix, source, self.buffers[act.outputs[0]], Around(act=act.attributes["act"]))
 
     def _store_kv(self, index: int, op: Op) -> int:
         if self.shape.fused and (taken := self.attention.fused(self.ops, index)):
@@ -277,6 +282,10 @@ class _Lowering:
         return 1
 
     def _act_mul(self, index: int, op: Op) -> int:
+        before = self.ops[index - 1]
+        if before.outputs == op.inputs and (matrix := self.model.weights.matrices[before.weights[0]]).plan.paired:
+            self._gated(index, matrix, before.inputs[0], op)  # of a trace: else `_linear` has done it
+            return 1
         gate, up, out = (self.buffers[name] for name in (*op.inputs, *op.outputs))
         grid = (-(-out.width // _ROW_THREADS), self.shape.rows)
         arguments = {"gate": gate.address, "up": up.address, "out": out.address, "stride": gate.stride}

@@ -69,6 +69,8 @@ class CudaRunner:
     ) -> np.ndarray:
         """One step; see `interface.Runner`."""
         model = self._open(cache)
+        if trace is not None:
+            return self._traced(model, cache, batch, trace)
         answer = _Answer(batch, self._has_logits, self._width)
         with self._device:
             for part in parts_of(batch, model.space.rows):
@@ -129,6 +131,22 @@ class CudaRunner:
         if cache.steps is None:
             cache.steps = Steps(self._device, self._stream, self._model, cache.places)
         return self._model
+
+    def _traced(self, model: Model, cache: CudaCache, batch: Batch, trace: Trace) -> np.ndarray:
+        parts = list(parts_of(batch, model.space.rows))
+        if len(parts) != 1:
+            what, allowed = "a trace on this backend takes one step", "one prompt, or a token of each sequence"
+            raise UsageError(what, key="batch", found=f"{len(parts)} steps", allowed=allowed)
+        (part,) = parts
+        with self._device:
+            write_records(self._records, part, batch.token_ids)
+            self._ids[: len(part.rows)] = batch.token_ids[part.rows]
+            self._stream.upload(model.space.record, self._records)
+            self._stream.upload(model.space.ids, self._ids)
+            self._put_inputs(part, batch)
+            steps, wanted = cache.steps, part.wanted.tolist()
+            logits = steps.traced(len(part.rows), wanted, decode=part.decode, trace=trace)
+            return self._result_rows(len(part.rows)) if logits is None else logits
 
     def close(self) -> None:
         """Free the weights and the scratch."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.kernels.record import MAX_BATCH, RECORD_WORDS
+from edgellm.backends.cuda.layout import TILE_ROWS, LinearLayout
 from edgellm.backends.cuda.matrices import MatrixPlan
 from edgellm.backends.cuda.memory import ALIGNMENT, HostBuffer, Pool
 from edgellm.model.program import Program
@@ -100,6 +101,14 @@ class Space:
         self.host = HostBuffer(device, _FLOAT_BYTES * (MAX_BATCH * RECORD_WORDS + rows))
         self.host_logits = HostBuffer(device, _FLOAT_BYTES * MAX_BATCH * config.vocab_size)
         self.nbytes = self._pool.nbytes
+        self._pairs: dict[int, View] = {}
+
+    def pairs(self, layout: LinearLayout) -> View:
+        """Room for every slot of a paired matrix, made when a trace first asks for it."""
+        slots = TILE_ROWS * layout.row_tiles
+        if slots not in self._pairs:
+            self._pairs[slots] = self._view(slots, self.rows)
+        return self._pairs[slots]
 
     def close(self) -> None:
         """Free the device's part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_greedy, l
 from edgellm.backends.cuda.module import Launch
 from edgellm.backends.cuda.records import ids_in, records_in
 from edgellm.backends.cuda.stream import Stream
+from edgellm.backends.cuda.traced import TracedBuffers
+from edgellm.backends.interface import Trace
 
 #: Prompt lengths whose launches are kept.
 _KEPT = 8
@@ -52,6 +55,27 @@ class Steps:
         for launch in self._model.kernels.prepare(lower_logits(self._model, self._prompt_shape(rows), first, rows)):
             launch.run(self._stream)
         self._stream.download(self.host_logits(rows), self._model.space.logits)
+
+    def traced(self, rows: int, wanted: Sequence[int], *, decode: bool, trace: Trace) -> np.ndarray | None:
+        """A step op by op, each of which leaves its buffers for `trace`; gives the logits of the rows that are wanted.
+        Records and ids are on the device already."""
+        model, shape = self._model, StepShape(rows, decode, fused=False)
+        calls, logits = lower(model, self._places, self._scratch, shape), None
+        for index, op in enumerate(model.program.ops):
+            for launch in model.kernels.prepare([call for call in calls if call.op == index]):
+                launch.run(self._stream)
+            if op.kind == "logits":
+                logits = np.concatenate([self._logits_of(shape, row) for row in wanted])
+            self._stream.wait()
+            trace(index, TracedBuffers(model, self._stream, rows, logits))
+        return logits
+
+    def _logits_of(self, shape: StepShape, row: int) -> np.ndarray:
+        for launch in self._model.kernels.prepare(lower_logits(self._model, shape, row, 1)):
+            launch.run(self._stream)
+        self._stream.download(self.host_logits(1), self._model.space.logits)
+        self._stream.wait()
+        return self.host_logits(1).copy()
 
     def host_logits(self, rows: int) -> np.ndarray:
         """Where the logits come back to, float32 [rows, vocab_size] of pinned memory."""

@@ -64,6 +64,12 @@ class Matrix:
     factor: float
 
 
+def unpaired(matrix: Matrix) -> Matrix:
+    """A paired matrix as a plain one, whose outputs are all slots."""
+    slots = TILE_ROWS * matrix.layout.row_tiles
+    return replace(matrix, layout=replace(matrix.layout, rows=slots, paired=False))
+
+
 class DeviceWeights:
     """All weights of a program.
 

@@ -14,6 +14,7 @@ from edgellm.backends.cuda.runner import CudaRunner
 from edgellm.backends.interface import Batch, Runner, StepStopped
 from edgellm.backends.slots import SlotState
 from edgellm.backends.split import SplitBackend, SplitRunner
+from edgellm.cli import tracing
 from edgellm.errors import BackendUnavailable, EngineClosed, UsageError
 from edgellm.model import fuse, open_model
 from edgellm.model.cut import cut_layers
@@ -120,6 +121,21 @@ def test_a_program_with_an_unknown_op_is_refused(fake_gpu):
             CudaBackend().load(strange, model.weights)
         with pytest.raises(UsageError, match="lm_head: no such choice"):
             CudaBackend().load(program, model.weights, lm_head="int5")
+
+
+@pytest.mark.parametrize("tokens", [3, 12])
+def test_a_trace_shows_every_buffer(tokens, shipped_gpu):
+    shipped_gpu(80)
+    name = "llama-gqa-head-dim"
+    runner, reference = load(name, lm_head="keep"), load(name, find("reference"))
+    ids = tracing.prompt(runner.program.config.vocab_size, tokens)
+    found, expected = (tracing.run_traced(each, ids, "float16") for each in (runner, reference))
+    assert [event.buffer for event in found] == [event.buffer for event in expected]
+    assert tracing.compare(expected, found, BOUND * 3).first_beyond is None
+    cache = runner.new_cache(geometry(runner, 16, 8, "float16"), 2)
+    two = Batch.of([(SlotState(0), [3, 4], "last"), (SlotState(1), [5, 6], "last")])
+    with pytest.raises(UsageError, match="a trace on this backend takes one step; found 2 steps"):
+        runner.run(cache, two, lambda index, buffers: None)
 
 
 def test_the_device_chooses_the_likeliest_token(shipped_gpu):
