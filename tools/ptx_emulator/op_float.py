@@ -109,19 +109,14 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 # Errors that the manual allows: relative, and absolute for what passes through zero.
 _RELATIVE = {
-    "sqrt": 2**-23,
-    "rsqrt": 2**-22.9,
-    "rcp": 2**-23,
-    "ex2": 2**-22,
-    "tanh": 2**-11,
-    "div": 2**-22,
-    "lg2": 2**-22,
+    **{"sqrt": 2**-23, "rcp": 2**-23, "rsqrt": 2**-22.9},
+    **{"ex2": 2**-22, "div": 2**-22, "tanh": 2**-11},
 }
 _ABSOLUTE = {"sin": 2**-20.5, "cos": 2**-20.5, "lg2": 2**-22}
 
 
 def roughened(function: Callable[..., np.ndarray], ins: Instruction, frame: Frame) -> Callable[..., np.ndarray]:
-    """`function` off by as much as an .approx instruction may be, to one side or the other by the operand's last bit."""
+    """`function` off by as much as an .approx one may be, to the side that the operand's last bit says."""
     if not frame.rough or not {"approx", "full"} & set(ins.parts):
         return function
     relative, absolute = _RELATIVE.get(ins.root, 0.0), _ABSOLUTE.get(ins.root, 0.0)
