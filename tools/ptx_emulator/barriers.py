@@ -153,6 +153,7 @@ def compile_warp_barrier(ins: Instruction, frame: Frame) -> Run:
         raise unknown(ins)
 
     def run(active: Active) -> None:
-        return None
+        if frame.watch is not None:
+            frame.watch.warp_barrier(active.indices())
 
     return run

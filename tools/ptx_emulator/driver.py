@@ -38,6 +38,7 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         raise_faults: raise what a kernel does wrong as EmulatorError out of the call that ran it; otherwise it
             becomes an error code, as a device would give it.
         races: find races in shared memory too.
+        lanes: with `races`, find races between lanes of one warp as well.
         rough: .approx functions are off by as much as they may be.
         measure: count what kernels execute and reach; `statistics()` has it.
     """
@@ -51,9 +52,12 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         races: bool = False,
         measure: bool = False,
         rough: bool = False,
+        lanes: bool = False,
     ) -> None:
         chosen = [DEVICES[capability]] if devices is None else devices
-        super().__init__(chosen, version, raise_faults, {"races": races, "measure": measure, "rough": rough})
+        super().__init__(
+            chosen, version, raise_faults, {"races": races, "measure": measure, "rough": rough, "lanes": lanes}
+        )
 
     # ---------------------------------------------------------------- the library
     @driver_function

@@ -243,6 +243,9 @@ class Watch(Protocol):
     def barrier(self, blocks: np.ndarray) -> None:
         """The marked blocks have passed a barrier."""
 
+    def warp_barrier(self, threads: np.ndarray) -> None:
+        """The warps of these threads have passed a bar.warp.sync."""
+
 
 class Meter(Protocol):
     """Counts what is executed and reached."""

@@ -38,6 +38,7 @@ class Module:
         unwritten: with `races`, raise for reads of shared memory that nobody has written, too. Kernels may read it
             where they throw the result away: it is poison then.
         measure: count what is executed and reached, in `statistics` by entry.
+        lanes: with `races`, lanes of one warp race too where no bar.warp.sync stands between them.
         rough: .approx functions are off by as much as the manual allows, instead of correctly rounded.
     """
 
@@ -49,12 +50,14 @@ class Module:
         measure: bool = False,
         unwritten: bool = False,
         rough: bool = False,
+        lanes: bool = False,
     ) -> None:
         self.text = parse(text)
         self.memory = memory if memory is not None else Memory()
         self.races = races
         self.unwritten = unwritten
         self.rough = rough
+        self.lanes = lanes
         self.statistics: dict[str, Statistics] = {}
         self.measure = measure
         self.addresses = {
@@ -201,7 +204,7 @@ class Kernel:
             frame.symbols = self.symbols
             frame.rough = self.module.rough
             if self.module.races:
-                frame.watch = RaceFinder(frame, self.module.unwritten)
+                frame.watch = RaceFinder(frame, self.module.unwritten, self.module.lanes)
             if self.module.measure:
                 frame.meter = self.module.statistics.setdefault(self.function.name, Statistics())
             self._frames[key] = (frame, Program(self.function, frame))

@@ -220,3 +220,23 @@ def test_unwritten_shared_memory_is_poison_where_reading_it_is_no_error() -> Non
     text = entry(["u64"] * 2, COPY + "ld.shared.u32 x, [at]; st.global.u32 [o], x;")
     Module(text, Memory(), races=True).launch("kernel", (1,), (32,), [np.zeros(256, np.uint32), out])
     assert np.isnan(out).all()
+
+
+def test_lanes_of_a_warp_race_where_that_is_asked() -> None:
+    """A store, then a load of the neighbour's, then a store over what the neighbour read."""
+    for parts, races in (
+        (("", ""), True),
+        (("bar.warp.sync -1;", ""), True),
+        (("", "bar.warp.sync -1;"), True),
+        (("bar.warp.sync -1;", "bar.warp.sync -1;"), False),
+    ):
+        body = f"""{COPY} st.shared.u32 [at], t; {parts[0]} xor.b32 x, at, 16; ld.shared.u32 x, [x]; {parts[1]}
+        st.shared.u32 [at], x;"""
+        module = Module(entry(["u64"] * 2, body), races=True, lanes=True)
+        arguments = [np.zeros(256, np.uint32), np.zeros(64, np.uint32)]
+        if races:
+            with pytest.raises(EmulatorError, match="another warp or lane has just"):
+                module.launch(None, (1,), (64,), arguments)
+        else:
+            module.launch(None, (1,), (64,), arguments)
+        Module(entry(["u64"] * 2, body), races=True).launch(None, (1,), (64,), arguments)
