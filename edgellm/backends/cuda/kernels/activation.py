@@ -62,6 +62,7 @@ def _declare(name: str) -> tuple[Kernel, Kernel]:
         (("gate", "f32*"), ("up", "f32*"), ("out", "f32*"), *_ROWS),
         threads=ROW_THREADS,
         lowest=70,
+        registers=48,
     )
     def act_mul(gate, up, out, record, stride, width, step):
         """gate, up [rows, stride] to out [rows, width]. Grid: width / 256 rounded up, rows."""
@@ -79,6 +80,7 @@ def _declare(name: str) -> tuple[Kernel, Kernel]:
         (("gate", "f32*"), ("up", "f32*"), ("out", "u16*"), ("scales", "f32*"), *_ROWS),
         threads=ROW_THREADS,
         lowest=70,
+        registers=48,
     )
     def act_mul_float16(gate, up, out, scales, record, stride, width, step):
         """gate, up [rows, stride] to out, float16 [rows, width], times scales [rows]. Grid: rows."""
@@ -108,7 +110,9 @@ def _declare(name: str) -> tuple[Kernel, Kernel]:
 KERNELS = {name: _declare(name) for name in ACTIVATIONS}
 
 
-@kernel("add", (("x", "f32*"), ("y", "f32*"), ("count", "u32"), ("multiplier", "f32")), threads=256, lowest=70)
+@kernel(
+    "add", (("x", "f32*"), ("y", "f32*"), ("count", "u32"), ("multiplier", "f32")), threads=256, lowest=70, registers=32
+)
 def add(x, y, count, multiplier):
     """x = x + multiplier * y, both of `count` elements. Grid: count / 256 rounded up."""
     griddep_wait()
@@ -123,6 +127,7 @@ def add(x, y, count, multiplier):
     (("x", "f32*"), ("out", "u16*"), ("scales", "f32*"), *_ROWS),
     threads=ROW_THREADS,
     lowest=70,
+    registers=48,
 )
 def to_float16(x, out, scales, record, stride, width, step):
     """x [rows, stride] to out, float16 [rows, width], times scales [rows]. Grid: rows."""

@@ -39,7 +39,13 @@ _BLOCK_WARPS = ROW_THREADS // 32
 _ROWS = (("record", "u32*"), ("width", "u32"), ("step", "u32"), ("eps", "f32"), ("offset", "f32"))
 
 
-@kernel("rms_norm", (("x", "f32*"), ("weight", "f32*"), ("out", "f32*"), *_ROWS), threads=ROW_THREADS, lowest=70)
+@kernel(
+    "rms_norm",
+    (("x", "f32*"), ("weight", "f32*"), ("out", "f32*"), *_ROWS),
+    threads=ROW_THREADS,
+    lowest=70,
+    registers=48,
+)
 def rms_norm(x, weight, out, record, width, step, eps, offset):
     """x, out [rows, width], weight [width]; a block has a row."""
     griddep_wait()
@@ -66,6 +72,7 @@ def rms_norm(x, weight, out, record, width, step, eps, offset):
     (("x", "f32*"), ("weight", "f32*"), ("out", "u16*"), ("scales", "f32*"), *_ROWS),
     threads=ROW_THREADS,
     lowest=70,
+    registers=48,
 )
 def rms_norm_float16(x, weight, out, scales, record, width, step, eps, offset):
     """x [rows, width] to out, float16 [rows, width], times scales [rows]."""
@@ -110,6 +117,7 @@ def rms_norm_float16(x, weight, out, scales, record, width, step, eps, offset):
     ),
     threads=32 * _WARPS,
     lowest=70,
+    registers=48,
 )
 def rms_norm_heads(x, weight, out, record, stride, heads, head_dim, step, eps, offset):
     """Each of `heads` heads of x, out [rows, stride], weight [head_dim]; a warp has a head."""

@@ -103,7 +103,7 @@ def block_best(best, token, values, tokens):
     ),
     threads=SAMPLE_THREADS,
     lowest=70,
-    registers=48,
+    registers=56,
 )
 def sample_blocks(logits, record, thresholds, values, tokens, stride, vocab, limited):
     """logits [rows, stride], the first `vocab` of a row count; thresholds [rows] are read where `limited` is not 0.
