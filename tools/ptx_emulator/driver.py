@@ -39,6 +39,7 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
             becomes an error code, as a device would give it.
         races: find races in shared memory too.
         lanes: with `races`, find races between lanes of one warp as well.
+        backwards: run blocks one at a time, the last first.
         rough: .approx functions are off by as much as they may be.
         measure: count what kernels execute and reach; `statistics()` has it.
     """
@@ -53,11 +54,11 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         measure: bool = False,
         rough: bool = False,
         lanes: bool = False,
+        backwards: bool = False,
     ) -> None:
         chosen = [DEVICES[capability]] if devices is None else devices
-        super().__init__(
-            chosen, version, raise_faults, {"races": races, "measure": measure, "rough": rough, "lanes": lanes}
-        )
+        options = {"races": races, "measure": measure, "rough": rough, "lanes": lanes, "backwards": backwards}
+        super().__init__(chosen, version, raise_faults, options)
 
     # ---------------------------------------------------------------- the library
     @driver_function

@@ -39,6 +39,8 @@ class Module:
             where they throw the result away: it is poison then.
         measure: count what is executed and reached, in `statistics` by entry.
         lanes: with `races`, lanes of one warp race too where no bar.warp.sync stands between them.
+        backwards: blocks run one at a time, the last first, instead of many at once in order: a kernel whose result
+            depends on the order of its blocks gives another.
         rough: .approx functions are off by as much as the manual allows, instead of correctly rounded.
     """
 
@@ -51,6 +53,7 @@ class Module:
         unwritten: bool = False,
         rough: bool = False,
         lanes: bool = False,
+        backwards: bool = False,
     ) -> None:
         self.text = parse(text)
         self.memory = memory if memory is not None else Memory()
@@ -58,6 +61,7 @@ class Module:
         self.unwritten = unwritten
         self.rough = rough
         self.lanes = lanes
+        self.backwards = backwards
         self.statistics: dict[str, Statistics] = {}
         self.measure = measure
         self.addresses = {
@@ -186,10 +190,11 @@ class Kernel:
         shared = self.static_shared + dynamic_shared
         lanes = -(-threads // 32) * 32
         batch = max(1, min(BATCH_THREADS // lanes, BATCH_SHARED_BYTES // max(shared, 1), blocks))
+        batch = 1 if self.module.backwards else -(-blocks // -(-blocks // batch))
         if together:
             batch = blocks
-        batch = -(-blocks // -(-blocks // batch))
-        for first in range(0, blocks, batch):
+        starts = range(0, blocks, batch)
+        for first in reversed(starts) if self.module.backwards else starts:
             shape = Shape(block, min(batch, blocks - first))
             frame, program = self._frame(shape, shared)
             frame.begin(grid, first, parameters)

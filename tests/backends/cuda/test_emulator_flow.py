@@ -240,3 +240,15 @@ def test_lanes_of_a_warp_race_where_that_is_asked() -> None:
         else:
             module.launch(None, (1,), (64,), arguments)
         Module(entry(["u64"] * 2, body), races=True).launch(None, (1,), (64,), arguments)
+
+
+def test_blocks_in_the_other_order() -> None:
+    """Every block looks for what the one before it has left."""
+    body = """.reg .b32 c, v; .reg .b64 a, w; ld.param.u64 a, [p0]; mov.u32 c, %ctaid.x; mul.wide.u32 w, c, 4;
+    add.u64 a, a, w; add.u32 v, c, 1; st.global.u32 [a+4], v; ld.global.u32 v, [a]; st.global.u32 [a+24], v;"""
+    found = []
+    for backwards in (False, True):
+        data = np.zeros(10, np.uint32)
+        Module(entry(["u64"], body), backwards=backwards).launch(None, (4,), (1,), [data])
+        found.append(data[6:].tolist())
+    assert found == [[0, 1, 2, 3], [0, 0, 0, 0]]
