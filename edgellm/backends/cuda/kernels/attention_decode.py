@@ -22,20 +22,17 @@ last block of a row and tile, found by `counters` (u32 [rows][grid y], zeros), w
 
 from __future__ import annotations
 
-from typing import Any
-
-from edgellm.backends.cuda.kernels.attention_finish import came_last, combined, gather_warp, gathered_floats, sum_warps
+from edgellm.backends.cuda.kernels.attention_finish import gather_warp, gathered_floats, write_block
 from edgellm.backends.cuda.kernels.attention_rows import row_attention
+from edgellm.backends.cuda.kernels.attention_stage import stage_own, stage_queries
 from edgellm.backends.cuda.kernels.cache_layout import DEPTH_ALIGNMENT
 from edgellm.backends.cuda.kernels.declare import Kernel, kernel
-from edgellm.backends.cuda.kernels.heads import normalise_head, take_head, turn_head
 from edgellm.backends.cuda.kernels.partials import DECODE_HEADS, DECODE_LANES, EMPTY, LARGEST, SPLIT_KEYS, STATS, TOTAL
 from edgellm.backends.cuda.kernels.record import COUNT, END, EVICTED, RECORD_WORDS, SINKS, SLOT
 from edgellm.backends.cuda.kernels.stored import STORAGES
 from edgellm.backends.cuda.kernels.visible import later_run, oldest_of, row_of, sinks_run
 from edgellm.backends.cuda.ptx import (
     cuda,
-    device,
     f32,
     griddep_launch,
     griddep_wait,
@@ -89,141 +86,6 @@ _PARAMETERS = (
 )
 
 
-def _stage_queries(heads: int, width: int) -> Any:
-    @device
-    def stage_queries(
-        stage,
-        q,
-        numbered,
-        weight,
-        turns,
-        source,
-        here,
-        head_dim,
-        half,
-        number,
-        evicted,
-        fused,
-        norm,
-        eps,
-        offset,
-        lane,
-        warp,
-    ):
-        """The block's queries into shared memory: by position and, once tokens have left, behind them by number."""
-        head = warp
-        while head < u32(heads):
-            at = u32(head * u32(width))
-            ahead = u32(at + u32(heads * width))
-            length = head_dim if head < here else u32(0)
-            begin = u32(source + head * head_dim) if head < here else source
-            take_head(stage, at, q, begin, length, u32(width), lane)
-            if fused == u32(0):
-                if evicted != u32(0):
-                    take_head(stage, ahead, numbered, begin, length, u32(width), lane)
-            else:
-                if norm != u32(0):
-                    normalise_head(stage, at, weight, length, eps, offset, lane)
-                if evicted != u32(0):
-                    turn_head(stage, ahead, stage, at, turns, half, number, u32(width), lane)
-                turn_head(stage, at, stage, at, turns, half, u32(number - evicted), u32(width), lane)
-            head = u32(head + u32(_WARPS))
-
-    return stage_queries
-
-
-def _stage_own(storage: str, heads: int, width: int) -> Any:
-    round_head = STORAGES[storage].round
-    own_key, own_value = u32(2 * heads * width), u32((2 * heads + 1) * width)
-
-    @device
-    def stage_own(
-        stage,
-        k,
-        v,
-        weight,
-        turns,
-        keys,
-        values,
-        key_scales,
-        value_scales,
-        source,
-        place,
-        keep,
-        head_dim,
-        depth,
-        half,
-        number,
-        norm,
-        eps,
-        offset,
-        lane,
-        warp,
-    ):
-        """The token's own key and value into shared memory behind the queries and, where `keep`, into the cache."""
-        if warp == u32(_WARPS - 1):
-            take_head(stage, own_key, k, source, head_dim, u32(width), lane)
-            if norm != u32(0):
-                normalise_head(stage, own_key, weight, head_dim, eps, offset, lane)
-            turn_head(stage, own_key, stage, own_key, turns, half, number, u32(width), lane)
-            round_head(keys, key_scales, place, keep, stage, own_key, depth, lane)
-        if warp == u32(_WARPS - 2):
-            take_head(stage, own_value, v, source, head_dim, u32(width), lane)
-            round_head(values, value_scales, place, keep, stage, own_value, depth, lane)
-
-    return stage_own
-
-
-def _write(heads: int, width: int) -> Any:
-    total_of = sum_warps(_WARPS, heads, width)
-
-    @device
-    def write(
-        gather,
-        flag,
-        sums,
-        stats,
-        counters,
-        out,
-        target,
-        partial,
-        counter,
-        here,
-        head_dim,
-        splits,
-        active,
-        combine,
-        thread,
-    ):
-        """What the block has found: to `out` where it is alone or comes last, to the partial results otherwise."""
-        alone = combine != u32(0) and active == u32(1)
-        i = thread
-        while i < u32(heads * width):
-            h, e = u32(i // u32(width)), u32(i % u32(width))
-            if h < here and e < head_dim:
-                most, total, value = total_of(gather, h, e)
-                if alone:
-                    out[target + h * head_dim + e] = value * rcp(total)
-                else:
-                    sums[u64(partial + h * splits) * u64(head_dim) + u64(e)] = value
-                    if e == u32(0):
-                        stats[(partial + h * splits) * _STATS + _LARGEST] = most
-                        stats[(partial + h * splits) * _STATS + _TOTAL] = total
-            i = u32(i + u32(32 * _WARPS))
-        if combine == u32(0) or alone:
-            return
-        if came_last(counters, counter, active, flag, thread):
-            first = u32(partial - u32(cuda.blockIdx.x))
-            i = thread
-            while i < u32(heads * width):
-                h, e = u32(i // u32(width)), u32(i % u32(width))
-                if h < here and e < head_dim:
-                    out[target + h * head_dim + e] = combined(sums, stats, first + h * splits, active, head_dim, e)
-                i = u32(i + u32(32 * _WARPS))
-
-    return write
-
-
 def _declare(storage: str, lanes: int, heads: int) -> Kernel:
     element, scaled = STORAGES[storage].element, STORAGES[storage].scaled
     width = 8 * lanes  # of a head in shared memory
@@ -236,8 +98,8 @@ def _declare(storage: str, lanes: int, heads: int) -> Kernel:
         core.absorb_own,
         core.merge_groups,
     )
-    stage_queries, stage_own = _stage_queries(heads, width), _stage_own(storage, heads, width)
-    leave, write = gather_warp(_WARPS, heads, width), _write(heads, width)
+    put_queries, put_own = stage_queries(heads, width, _WARPS), stage_own(storage, heads, width, _WARPS)
+    leave, write = gather_warp(_WARPS, heads, width), write_block(_WARPS, heads, width)
     ahead, own_key, own_value = u32(heads * width), u32(2 * heads * width), u32((2 * heads + 1) * width)
 
     @kernel(
@@ -296,14 +158,14 @@ def _declare(storage: str, lanes: int, heads: int) -> Kernel:
             return
 
         source = u32(row * q_stride + first_head * head_dim)
-        stage_queries(
+        put_queries(
             stage, q, numbered, q_weight, turns, source, here, head_dim, half, number, evicted, fused, norm, eps,
             offset, lane, warp,
         )  # fmt: skip
         owner = fused != u32(0) and split == u32(0)
         if owner:
             place = head_rows + u64(row_of(number, sinks, rows, ring))
-            stage_own(
+            put_own(
                 stage, k, v, k_weight, turns, keys, values, key_scales, value_scales,
                 u32(row * kv_stride + kv_head * head_dim), place, tile == u32(0),
                 head_dim, depth, half, number, norm, eps, offset, lane, warp,

@@ -20,6 +20,7 @@ from edgellm.backends.cuda.ptx import (
     fmax,
     rcp,
     u32,
+    u64,
 )
 
 _EMPTY = f32(EMPTY)
@@ -102,3 +103,53 @@ def combined(sums, stats, partial, splits, head_dim, e):
         value = fma(weight, sums[split * head_dim + e], value)
         split = u32(split + u32(1))
     return value * rcp(total)
+
+
+def write_block(warps: int, heads: int, width: int) -> Any:
+    """Device function: what a block has found goes to `out` where it is alone or comes last, else to the splits."""
+    total_of = sum_warps(warps, heads, width)
+
+    @device
+    def write(
+        gather,
+        flag,
+        sums,
+        stats,
+        counters,
+        out,
+        target,
+        partial,
+        counter,
+        here,
+        head_dim,
+        splits,
+        active,
+        combine,
+        thread,
+    ):
+        alone = combine != u32(0) and active == u32(1)
+        i = thread
+        while i < u32(heads * width):
+            h, e = u32(i // u32(width)), u32(i % u32(width))
+            if h < here and e < head_dim:
+                most, total, value = total_of(gather, h, e)
+                if alone:
+                    out[target + h * head_dim + e] = value * rcp(total)
+                else:
+                    sums[u64(partial + h * splits) * u64(head_dim) + u64(e)] = value
+                    if e == u32(0):
+                        stats[(partial + h * splits) * _STATS + _LARGEST] = most
+                        stats[(partial + h * splits) * _STATS + _TOTAL] = total
+            i = u32(i + u32(32 * warps))
+        if combine == u32(0) or alone:
+            return
+        if came_last(counters, counter, active, flag, thread):
+            first = u32(partial - u32(cuda.blockIdx.x))
+            i = thread
+            while i < u32(heads * width):
+                h, e = u32(i // u32(width)), u32(i % u32(width))
+                if h < here and e < head_dim:
+                    out[target + h * head_dim + e] = combined(sums, stats, first + h * splits, active, head_dim, e)
+                i = u32(i + u32(32 * warps))
+
+    return write
