@@ -13,15 +13,21 @@ weights make operands of 4-bit codes.
 
 from __future__ import annotations
 
-from edgellm.backends.cuda.kernels.fragments import CODE_BASE, PRODUCTS
+from edgellm.backends.cuda.kernels.fragments import PRODUCTS
 from edgellm.backends.cuda.kernels.gemv_body import Product, declare_gemv
 from edgellm.backends.cuda.kernels.gemv_input import make_stage
 from edgellm.backends.cuda.kernels.gemv_plan import CHUNK
 from edgellm.backends.cuda.layout import GROUPS
-from edgellm.backends.cuda.ptx import cuda, device, f32, f32_of_u32, fma, lds128, u32, unpack_f16x2
+from edgellm.backends.cuda.ptx import cuda, device, f32, fma, lds128, prmt, sub_f16x2, u32, unpack_f16x2
 
-#: Most instructions a weight of the hot loop at four tokens, groups of 64 and more.
-INSTRUCTIONS = {4: 2.0, 8: 3.0, 16: 8.0}
+#: Most instructions a weight of the hot loop at four tokens, groups of 128; and how many times as many smaller groups
+#: may take, for each of which sums of 16 rows are scaled, and eight tokens.
+INSTRUCTIONS = {4: 1.9, 8: 3.0, 16: 6.0}
+GROUP_COST = {128: 1.0, 64: 1.2, 32: 1.55, 16: 2.4}
+_EIGHT_TOKENS = 1.2
+#: float16 of 1024 - CODE_BASE: less 1024 + zero, which is how a zero point is planted in a float16, it is minus the
+#: zero point and the base.
+_PLANTED = {4: 0x63E0, 8: 0x6480}
 
 
 @device
@@ -37,12 +43,18 @@ def begin(lane, batch, stride):
     return b0, b1, sum_low, sum_high
 
 
-def make_compute(bits, group, sets):
-    """One step of a warp: 16 rows x 128 inputs (of 16 bits: 64), for `sets` times four tokens."""
-    groups, blocks, zero_bits = 128 // group, group // 16, 2 * bits
-    mask, base = (1 << 2 * bits) - 1, f32(CODE_BASE.get(bits, 0))
-    product, pairs = PRODUCTS[bits], 2 if bits == 16 else 4
-    words = 16 * pairs
+def make_compute(bits, group, sets, step_inputs):
+    """One step of a warp: 16 rows x `step_inputs` inputs, for `sets` times four tokens."""
+    groups, blocks = step_inputs // group, group // 16
+    product, pairs, words = PRODUCTS[bits], step_inputs // 32, step_inputs // 2
+    planted = u32(_PLANTED.get(bits, 0) * 0x10001)
+
+    @device
+    def minus_zeros(pair):
+        """-(zero + base) of rows g and g + 8."""
+        if bits == 4:
+            return unpack_f16x2(sub_f16x2(planted, prmt(pair, u32(0x64), u32(0x4140))))
+        return unpack_f16x2(sub_f16x2(planted, u32(pair | u32(0x64006400))))
 
     @device
     def compute(q, sz, y, planes, sums, place, step, stride, span, batch, lane):
@@ -66,9 +78,7 @@ def make_compute(bits, group, sets):
                     g = u32(block // blocks)
                     if bits < 16:
                         lower, upper = unpack_f16x2(sz[2 * g])
-                        pair = sz[2 * g + 1]
-                        z0 = -(f32_of_u32(u32(pair & u32(mask))) + base)
-                        z1 = -(f32_of_u32(u32(pair >> u32(zero_bits))) + base)
+                        z0, z1 = minus_zeros(sz[2 * g + 1])
                         x0 = sums[u32(s0 + g)]
                         y[0] = fma(lower, fma(z0, x0, d[0] + d[1]), y[0])
                         y[1] = fma(upper, fma(z1, x0, d[2] + d[3]), y[1])
@@ -99,7 +109,9 @@ def make_keep(sets):
 
 for _tokens in (4, 8):
     for _bits in (4, 8, 16):
+        _eight = _EIGHT_TOKENS if _tokens == 8 else 1.0
         for _group in GROUPS if _bits < 16 else (64,):
+            _step_inputs = 64 if _bits == 16 or _group == 16 else 128
             declare_gemv(
                 f"gemv_w{_bits}g{_group}_b{_tokens}" if _bits < 16 else f"gemv_w16_b{_tokens}",
                 _bits,
@@ -108,14 +120,15 @@ for _tokens in (4, 8):
                 Product(
                     stage=make_stage(_group if _bits < 16 else 0),
                     begin=begin,
-                    compute=make_compute(_bits, _group, _tokens // 4),
+                    compute=make_compute(_bits, _group, _tokens // 4, _step_inputs),
                     keep=make_keep(_tokens // 4),
                     plane_words=CHUNK + 8 * _tokens,  # two columns a token of half a word an input
                     sum_words=CHUNK // _group if _bits < 16 else 1,
-                    column_words=64 if _bits < 16 else 32,
+                    column_words=_step_inputs // 2,
                     sum_count=_tokens // 2,
+                    step_inputs=_step_inputs,
                 ),
                 lowest=80,
                 expects=("LDG.E.*128", "HMMA"),
-                instructions_a_weight=INSTRUCTIONS[_bits] * (_tokens / 20 + 0.8) * (1.5 if _group < 64 else 1.0),
+                instructions_a_weight=INSTRUCTIONS[_bits] * GROUP_COST[_group if _bits < 16 else 128] * _eight,
             )

@@ -72,12 +72,13 @@ class Product:
     Attributes:
         stage: brings a chunk of x into shared memory.
         begin: (lane, batch, stride) to what `compute` knows the lane by.
-        compute: one step of a warp, 16 rows x 128 inputs (of 16 bits: 64), into the lane's sums y.
+        compute: one step of a warp, 16 rows x `step_inputs` inputs, into the lane's sums y.
         keep: the sums of a warp into its 16 x tokens places of shared memory.
         plane_words, sum_words: of shared memory, for x and for sums of its groups.
         column_words: of a step in a column of `planes`; columns are four words more than a chunk apart.
         sum_count: sums of a lane.
         warps: of a block.
+        step_inputs: of a step, 128 or 64, where registers have no room for two steps of 128.
     """
 
     stage: Callable[..., Any]
@@ -89,11 +90,12 @@ class Product:
     column_words: int
     sum_count: int
     warps: int = WARPS
+    step_inputs: int = 128
 
 
-def make_load(bits, group):
+def make_load(bits, group, step_inputs):
     """The loads of one step: `q` its words, `sz` a scale and a zero pair a group."""
-    loads, groups = min(STEP_WORDS[bits] // 4, 4), 128 // group
+    loads, groups = bits * step_inputs // 256, max(step_inputs // group, 1)
 
     @device
     def load(q, sz, tiles, scales, zeros, tile, steps, step, lane, zero_pair, flags):
@@ -152,14 +154,14 @@ def make_collect(tokens, warps):
 def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product, **budget: Any) -> Kernel:
     """Declare a decode kernel for weights of `bits`, groups of `group` and up to `tokens` tokens."""
     warps = product.warps
-    halves = 2 if bits == 16 else 1  # of a step: 16 bits leave no room in registers for two steps of 128 inputs
-    words, groups, zero_shift = STEP_WORDS[bits] // halves, 128 // group, 2 * bits
-    step_inputs = 128 // halves
+    step_inputs = product.step_inputs
+    halves = 128 // step_inputs
+    words, groups, zero_shift = STEP_WORDS[bits] // halves, max(step_inputs // group, 1), 2 * bits
     scale_words, partial_words, square_words = 2 * groups, warps * 16 * tokens, warps * 8
     plane_words, sum_words = product.plane_words, product.sum_words
     column_words, sum_count = product.column_words, product.sum_count
     stage, begin, compute, keep = product.stage, product.begin, product.compute, product.keep
-    load, collect = make_load(bits, group), make_collect(tokens, warps)
+    load, collect = make_load(bits, group, step_inputs), make_collect(tokens, warps)
     zeros_type = "u32*" if bits == 8 else "u16*"
     parameters = tuple((name, zeros_type if name == "zeros" else kind) for name, kind in PARAMETERS)
 
@@ -220,7 +222,8 @@ def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product
                     cuda.syncthreads()
                     stage(
                         planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset,
-                        turn == u32(0), u32(first * u32(step_inputs)), u32(here * u32(step_inputs // 4)), stride, tid,
+                        turn == u32(0), u32(first * u32(step_inputs)), u32(here * u32(step_inputs // 4)), stride, warp,
+                        lane,
                     )  # fmt: skip
                     cuda.syncthreads()
                 limit = u32((first + here + split - u32(1) - way) >> split_log)

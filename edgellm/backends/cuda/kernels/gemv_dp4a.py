@@ -69,10 +69,11 @@ def make_stage(group):
     @device
     def stage(
         planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset, counting, first, quads, stride,
-        tid,
+        warp, lane,
     ):  # fmt: skip
         """As `gemv_input.stage`; a group of the chunk has two words of `sums`: its scale and, an integer, its sum."""
         v, n = cuda.local.array(4, f32), cuda.local.array(4, f32)
+        tid = u32(warp * u32(32) + lane)
         for token in range(batch):
             token = u32(token)
             base, column = u32(token * x_stride), u32(token * stride)

@@ -25,10 +25,12 @@ def begin(lane, batch, stride):
 
 @device
 def stage(
-    planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset, counting, first, quads, stride, tid
+    planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset, counting, first, quads, stride, warp,
+    lane,
 ):  # fmt: skip
     """As `gemv_input.stage`, without sums of groups."""
     v, n = cuda.local.array(4, f32), cuda.local.array(4, f32)
+    tid = u32(warp * u32(32) + lane)
     for token in range(batch):
         token = u32(token)
         base, column = u32(token * x_stride), u32(token * stride)
@@ -87,6 +89,7 @@ for _tokens in (1, 4):
             column_words=64,
             sum_count=2 * _tokens,
             warps=OLD_WARPS,
+            step_inputs=64,
         ),
         lowest=70,
         registers=255,

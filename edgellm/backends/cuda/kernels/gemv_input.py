@@ -31,21 +31,21 @@ _THREADS = 32 * WARPS
 
 
 @device
-def read_quad(values, x, base, k, inputs, order, flags):
-    """Four inputs from k on of the row that begins at x[base], by the permutation where there is one; 0 beyond."""
+def read_quad(values, o, x, base, k, inputs, order, flags):
+    """Four inputs from k on of the row that begins at x[base], by the permutation where there is one, to values[o] on;
+    0 beyond the last."""
+    for i in range(u32(4)):
+        values[o + i] = f32(0)
     if flags & u32(VECTORS):
-        values[0], values[1], values[2], values[3] = f32(0), f32(0), f32(0), f32(0)
         if k < inputs:
-            values[0], values[1], values[2], values[3] = ld128_f32(x, u32(base + k))
+            values[o], values[o + u32(1)], values[o + u32(2)], values[o + u32(3)] = ld128_f32(x, u32(base + k))
     else:
         for i in range(u32(4)):
             source = u32(k + i)
-            value = f32(0)
             if source < inputs:
                 if flags & u32(ORDER):
                     source = order[source]
-                value = x[u32(base + source)]
-            values[i] = value
+                values[o + i] = x[u32(base + source)]
 
 
 @device
@@ -74,77 +74,75 @@ def make_stage(group):
     halvings = max(group // 4, 1).bit_length() - 1
 
     @device
+    def place_quad(planes, sums, v, o, token, quad, quads, stride):
+        """Four inputs, v[o] on, to their places, and the sum of their group."""
+        p0, r0 = split_bf16x2(v[o], v[o + u32(1)])
+        p1, r1 = split_bf16x2(v[o + u32(2)], v[o + u32(3)])
+        at = u32(
+            token * stride * u32(2)
+            + ((quad >> u32(4)) << u32(5))
+            + ((quad & u32(1)) << u32(4))
+            + (((quad >> u32(2)) & u32(3)) << u32(1))
+            + ((quad >> u32(1)) & u32(1))
+        )
+        planes[at] = p0
+        planes[u32(at + u32(8))] = p1
+        planes[u32(at + stride)] = r0
+        planes[u32(at + stride + u32(8))] = r1
+        if group:
+            a, b = unpack_bf16x2(p0)
+            c, d = unpack_bf16x2(p1)
+            e, f = unpack_bf16x2(r0)
+            g, h = unpack_bf16x2(r1)
+            total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+            for step in range(halvings):
+                total += shfl_xor(total, u32(1 << step))
+            if (quad & (lanes - u32(1))) == u32(0):
+                sums[u32((token * quads + quad) // lanes)] = total
+
+    @device
     def stage(
-        planes,
-        sums,
-        squares,
-        x,
-        norm,
-        order,
-        inputs,
-        batch,
-        x_stride,
-        flags,
-        offset,
-        counting,
-        first,
-        quads,
-        stride,
-        tid,
-    ):
-        """The inputs first .. first + 4 quads - 1 of every token; whole warps take part in each step of the loop.
+        planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset, counting, first, quads, stride,
+        warp, lane,
+    ):  # fmt: skip
+        """The inputs first .. first + 4 quads - 1 of every token.
+
+        A thread takes two quads at a time, both of them read before one is used: they come from the L2 cache. A warp's
+        32 quads are of one token, for `quads` is a multiple of 32 where groups are summed.
 
         Args:
             planes: shared u32 [2 batch][stride], see above.
             sums: shared f32 [batch][groups of the chunk]: of the numbers that `planes` stand for.
             squares: shared f32 [warps][8 tokens]: where flags have NORM, the sums of squares go up.
             counting: whether these inputs were not here before.
-            first: first input, a multiple of 128; tid: of the thread.
+            first: first input, a multiple of 64.
+            warp, lane: of the thread.
         """
-        v = cuda.local.array(4, f32)
-        n = cuda.local.array(4, f32)
-        lane = u32(tid & u32(31))
-        groups = u32(quads // lanes)
-        for token in range(batch):
-            token = u32(token)
-            base = u32(token * x_stride)
-            column = u32(token * stride * u32(2))
-            square = f32(0)
-            for quad in range(tid, quads, u32(_THREADS)):
-                quad = u32(quad)
-                k = u32(first + quad * u32(4))
-                read_quad(v, x, base, k, inputs, order, flags)
-                if flags & u32(NORM):
-                    read_quad(n, norm, u32(0), k, inputs, order, flags)
-                    for i in range(u32(4)):
-                        square = fma(v[i], v[i], square)
-                        v[i] *= offset + n[i]
-                p0, r0 = split_bf16x2(v[0], v[1])
-                p1, r1 = split_bf16x2(v[2], v[3])
-                at = u32(
-                    column
-                    + ((quad >> u32(4)) << u32(5))
-                    + ((quad & u32(1)) << u32(4))
-                    + (((quad >> u32(2)) & u32(3)) << u32(1))
-                    + ((quad >> u32(1)) & u32(1))
-                )
-                planes[at] = p0
-                planes[u32(at + u32(8))] = p1
-                planes[u32(at + stride)] = r0
-                planes[u32(at + stride + u32(8))] = r1
-                if group:
-                    a, b = unpack_bf16x2(p0)
-                    c, d = unpack_bf16x2(p1)
-                    e, f = unpack_bf16x2(r0)
-                    g, h = unpack_bf16x2(r1)
-                    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
-                    for step in range(halvings):
-                        total += shfl_xor(total, u32(1 << step))
-                    if (quad & (lanes - u32(1))) == u32(0):
-                        sums[u32(token * groups + quad // lanes)] = total
-            if counting and flags & u32(NORM):
-                square = warp_sum(square)
-                if lane == u32(0):
-                    squares[u32((tid >> u32(5)) * u32(8) + token)] += square
+        v, n = cuda.local.array(8, f32), cuda.local.array(8, f32)
+        tokens, quad_of = cuda.local.array(2, u32), cuda.local.array(2, u32)
+        token, begin = u32(0), u32(warp << u32(5))  # of the warp: ptxas then sees that its lanes stay together
+        while token < batch:
+            for i in range(u32(2)):
+                while begin >= quads and token < batch:
+                    begin, token = u32(begin - quads), u32(token + u32(1))
+                quad = u32(begin + lane)
+                tokens[i], quad_of[i] = token, quad
+                if token < batch:
+                    k = u32(first + quad * u32(4))
+                    read_quad(v, i * u32(4), x, u32(token * x_stride), k, inputs, order, flags)
+                    if flags & u32(NORM):
+                        read_quad(n, i * u32(4), norm, u32(0), k, inputs, order, flags)
+                begin = u32(begin + u32(_THREADS))
+            for i in range(u32(2)):
+                if tokens[i] < batch:
+                    if flags & u32(NORM):
+                        square = f32(0)
+                        for j in range(i * u32(4), i * u32(4) + u32(4)):
+                            square = fma(v[j], v[j], square)
+                            v[j] *= offset + n[j]
+                        square = warp_sum(square)
+                        if counting and lane == u32(0):
+                            squares[u32(warp * u32(8) + tokens[i])] += square
+                    place_quad(planes, sums, v, u32(i * u32(4)), tokens[i], quad_of[i], quads, stride)
 
     return stage
