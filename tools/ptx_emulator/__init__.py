@@ -9,8 +9,8 @@ whole model runs with no GPU; `Module` and it take the same options.
 What is raised, with the line of the PTX, the thread and the address: accesses outside every allocation or out of
 alignment, stores to read-only arrays, warp-wide operations whose lanes are missing, barriers that never open, shared
 memory that a cp.async is still filling, opcodes that are not known. With `races` two warps (with `lanes` two lanes)
-that touch a byte of shared memory with no barrier between, with `unwritten` reads of what nobody wrote. `backwards` runs
-the blocks in the other order, `rough` makes the .approx functions as wrong as a device may, `measure` counts
+that touch a byte of shared memory with no barrier between, with `unwritten` reads of what nobody wrote. `backwards`
+runs the blocks in the other order, `rough` makes the .approx functions as wrong as a device may, `measure` counts
 instructions, bytes, sectors and bank conflicts (`report.table`). Fresh memory, shared memory and registers are NaN.
 
 How it works: `parser` makes `syntax` of the text, `inline` replaces calls, `slots` lets registers share arrays. For a
