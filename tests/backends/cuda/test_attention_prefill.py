@@ -51,7 +51,7 @@ def test_a_chunk_attends_as_in_the_reference(name: str) -> None:
     check(layer, life, tokens, 80)
 
 
-@pytest.mark.parametrize("name", ["three heads share, behind evicted turns", "int8, partly turned"])
+@pytest.mark.parametrize("name", ["three heads share, behind evicted turns", "int8, partly turned", "wide heads"])
 def test_turing_attends_as_in_the_reference(name: str) -> None:
     layer, life, tokens = CASES[name]
     check(layer, life, tokens, 75)

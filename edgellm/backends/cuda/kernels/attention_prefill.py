@@ -83,7 +83,8 @@ _PARAMETERS = (
 
 
 def _declare(storage: str, width: int, turing: bool) -> Kernel:
-    shape = TileShape(width, min(width, VALUE_COLUMNS), 32 if width > 128 else 64)
+    keys_at_once = 64 if width <= 128 else 16 if turing else 32  # more would not leave all sums in registers
+    shape = TileShape(width, min(width, VALUE_COLUMNS), keys_at_once)
     copied = storage == "float16" and not turing
     make = begin_copy if copied else lambda keys, elements, threads: load_tile(storage, keys, elements, threads)
     commit, wait = (cp_async_commit, cp_async_wait1) if copied else (no_wait, no_wait)
