@@ -21,7 +21,7 @@ _ALL = 2**31 - 1
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within, freed arrays below 64 MiB stay with the process for the next ones; afterwards the system gets them back.
+    """Within, freed arrays below 64 MiB stay with the process for the next ones, until `give_back_freed` or the end.
 
     One arena serves all threads that begin within: other arenas cannot hold such arrays for long.
     """
@@ -38,6 +38,13 @@ def freed_memory_kept() -> Iterator[None]:
         set_option(_ARENA_MAX, _ALL)
         set_option(_MMAP_THRESHOLD, _USUAL_MMAP)
         set_option(_TRIM_THRESHOLD, _USUAL_TRIM)
+        trim(0)
+
+
+def give_back_freed() -> None:
+    """Let the system have what is freed by now: before something large that the next steps' arrays do not fit into."""
+    trim = _glibc()[1]
+    if trim is not None:
         trim(0)
 
 

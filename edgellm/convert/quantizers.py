@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.convert.allocator import give_back_freed
 from edgellm.convert.gptq import Factor, factor_hessian, quantize_gptq
 from edgellm.convert.hessian import Hessian
 from edgellm.convert.job import Job, Piece
@@ -95,6 +96,7 @@ class GptqLayer:
         units = list(dict.fromkeys(self._units[name] for name in names if name in self._units))
         factors: dict[bool, Factor] = {}
         matrix = hessian.matrix()
+        give_back_freed()  # the factor is as large as the arrays of many steps
         for desc_act in sorted({self._job.scheme(unit).desc_act for unit in units}):
             with naming(units[0]):
                 damp = self._job.recipe.damp_percent
