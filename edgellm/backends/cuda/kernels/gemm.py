@@ -47,6 +47,8 @@ from edgellm.backends.cuda.ptx import (
 
 THREADS = 128
 WARPS = THREADS // 32
+#: Floats of a token on its way out: 16 rows, and four more, so that lanes of a quad store to different banks.
+ROOM = 20
 _COPIED_ROWS = THREADS // 8  # that a pass of the block over a stage copies, 16 bytes a thread
 _F16_64, _F16_1024 = 0x5400, 0x6400
 
@@ -190,7 +192,6 @@ def make_leave(block_tokens):
 
     The barriers are the block's, though a warp's would do: below sm_90 that is a call, around which sums are spilled.
     """
-    stride = 17  # floats of a token: 16 rows, and one more against bank conflicts
 
     @device
     def leave(
@@ -199,12 +200,12 @@ def make_leave(block_tokens):
     ):  # fmt: skip
         g, t = u32(lane >> u32(2)), u32(lane & u32(3))
         for p in range(u32(block_tokens // 8)):
-            at = u32(place + (p * u32(8) + t * u32(2)) * u32(stride) + g)
+            at = u32(place + (p * u32(8) + t * u32(2)) * u32(ROOM) + g)
             o = u32(begin + p * u32(4))
             room[at] = acc[o]
-            room[u32(at + u32(stride))] = acc[o + u32(1)]
+            room[u32(at + u32(ROOM))] = acc[o + u32(1)]
             room[u32(at + u32(8))] = acc[o + u32(2)]
-            room[u32(at + u32(stride + 8))] = acc[o + u32(3)]
+            room[u32(at + u32(ROOM + 8))] = acc[o + u32(3)]
         cuda.syncthreads()
         row = u32(lane & u32(15))
         local = u32(lane >> u32(4))
@@ -212,7 +213,7 @@ def make_leave(block_tokens):
             token = u32(first_token + local)
             if token < tokens and tile < row_tiles:
                 scale = x_scales[token] * factor
-                at = u32(place + local * u32(stride) + row)
+                at = u32(place + local * u32(ROOM) + row)
                 y, up = room[at] * scale, f32(0)
                 if flags & u32(ACT_ANY) and row < u32(8):
                     up = room[u32(at + u32(8))] * scale
@@ -228,9 +229,9 @@ def declare_gemm(bits, group, block_tokens):
     parts = 64 // group
     stages = 3 if block_tokens == 128 else 4
     stage_words = block_tokens * 32
-    shared_words = max(stages * stage_words, WARPS * block_tokens * 17)
+    shared_words = max(stages * stage_words, WARPS * block_tokens * ROOM)
     words, scale_words, zero_shift = 2 * bits, 4 * parts, 2 * bits
-    sums, half_sums, room_words = block_tokens, block_tokens // 2, block_tokens * 17
+    sums, half_sums, room_words = block_tokens, block_tokens // 2, block_tokens * ROOM
     last_place = (stages - 1) * stage_words
     wait = cp_async_wait1 if stages == 3 else cp_async_wait2
     load, compute = make_load(bits, parts), make_compute(bits, parts, block_tokens, multiply)
@@ -245,6 +246,7 @@ def declare_gemm(bits, group, block_tokens):
         threads=THREADS,
         lowest=80,
         registers=255,
+        shared=49 * 1024,  # of which sm_90 and up keep one
         expects=("LDG.E.*128", "HMMA", "LDSM", "LDGSTS"),
     )
     def gemm(

@@ -8,14 +8,14 @@ memory after them. What is dequantized and how sums leave is `gemm.py`'s. Rows o
 from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.declare import kernel
-from edgellm.backends.cuda.kernels.gemm import PARAMETERS, THREADS, WARPS, make_compute, make_leave, make_load
+from edgellm.backends.cuda.kernels.gemm import PARAMETERS, ROOM, THREADS, WARPS, make_compute, make_leave, make_load
 from edgellm.backends.cuda.ptx import cuda, device, f32, ld128, mma_m16n8k8_f16, shfl_u32, sts128, u32
 
 _TOKENS = 64
 _COPIED_ROWS = THREADS // 8
 _COPIES = _TOKENS // _COPIED_ROWS
 _STAGE_WORDS = _TOKENS * 32
-_ROOM_WORDS = _TOKENS * 17
+_ROOM_WORDS = _TOKENS * ROOM
 
 
 @device
