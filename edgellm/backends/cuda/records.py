@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ from edgellm.backends.cuda.kernels.record import (
 )
 from edgellm.backends.interface import Batch
 from edgellm.backends.slots import SlotState
+
+_RECORD_BYTES = 4 * RECORD_WORDS
+#: The words of a record from TOKEN to COUNT, which are its first ones; those of sampling stay 0.
+_BEGIN = struct.Struct(f"<{COUNT - TOKEN + 1}I")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,17 @@ def write_records(records: np.ndarray, part: Part, token_ids: np.ndarray) -> Non
         record[TOKEN] = token_ids[part.rows[row]]
         record[SLOT], record[END], record[EVICTED], record[SINKS] = state.slot, state.end, state.evicted, state.sinks
         record[COUNT] = 1 if part.decode else len(part.rows)
+
+
+def is_decode(batch: Batch) -> bool:
+    """Whether a batch is one decode step as it stands: a token of each of up to `MAX_BATCH` sequences."""
+    return len(batch.token_ids) == len(batch.states) <= MAX_BATCH
+
+
+def write_decode_records(host: memoryview, batch: Batch) -> None:
+    """As `write_records` for such a batch, into the bytes of the pinned memory; a token waits for this."""
+    for row, (token, state) in enumerate(zip(batch.token_ids.tolist(), batch.states, strict=True)):
+        _BEGIN.pack_into(host, _RECORD_BYTES * row, token, state.slot, state.end, state.evicted, state.sinks, 1)
 
 
 def records_in(host: np.ndarray) -> np.ndarray:

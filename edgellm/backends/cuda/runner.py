@@ -14,7 +14,15 @@ from edgellm.backends.cuda.kernels.sampling_plan import NOT_FINITE
 from edgellm.backends.cuda.linears import GEMV_TOKENS
 from edgellm.backends.cuda.lower import Model
 from edgellm.backends.cuda.profile import LaunchTime, launch_times, timed, weight_bytes
-from edgellm.backends.cuda.records import Part, ids_in, parts_of, records_in, write_records
+from edgellm.backends.cuda.records import (
+    Part,
+    ids_in,
+    is_decode,
+    parts_of,
+    records_in,
+    write_decode_records,
+    write_records,
+)
 from edgellm.backends.cuda.space import View
 from edgellm.backends.cuda.steps import Steps
 from edgellm.backends.cuda.stream import Stream
@@ -43,7 +51,10 @@ class CudaRunner:
         self._model: Model | None = model
         self._records = records_in(model.space.host.array)
         self._ids = ids_in(model.space.host.array)
+        self._host = memoryview(model.space.host.array)
+        self._records[:] = 0
         self._has_logits = any(op.kind == "logits" for op in model.program.ops)
+        self._is_whole = self._has_logits and model.program.ops[0].kind != "inputs"
         config, buffers = model.program.config, model.space.buffers
         self._width = config.vocab_size if self._has_logits else buffers[model.program.result].width
 
@@ -71,6 +82,8 @@ class CudaRunner:
         model = self._open(cache)
         if trace is not None:
             return self._traced(model, cache, batch, trace)
+        if self._is_whole and is_decode(batch) and len(batch.logits_rows) == len(batch.states):
+            return self._run_decode(cache.steps, batch)
         answer = _Answer(batch, self._has_logits, self._width)
         with self._device:
             for part in parts_of(batch, model.space.rows):
@@ -83,6 +96,15 @@ class CudaRunner:
                     self._prompt(cache.steps, part, answer, stopped)
         return answer.values
 
+    def _run_decode(self, steps: Steps, batch: Batch) -> np.ndarray:
+        """The everyday step, without a detour."""
+        rows = len(batch.states)
+        with self._device:
+            write_decode_records(self._host, batch)
+            steps.decode(rows)
+            self._stream.wait()
+        return steps.host_logits(rows).copy()
+
     def greedy(self, cache: CudaCache, batch: Batch, vocab_size: int | None = None) -> np.ndarray:
         """One decode step whose tokens are chosen on the device: the likeliest of the first `vocab_size` ids.
 
@@ -91,15 +113,23 @@ class CudaRunner:
 
         Returns:
             int64 [S]; -1 where a logit is NaN or infinite.
+
+        Raises:
+            UsageError: another kind of batch.
         """
         self._open(cache)
-        (part,) = parts_of(batch, MAX_BATCH)
+        if not is_decode(batch):
+            found = f"{len(batch.token_ids)} tokens of {len(batch.states)} sequences"
+            allowed = f"a token of each of up to {MAX_BATCH} sequences"
+            raise UsageError("not a decode step", key="batch", found=found, allowed=allowed)
+        rows = len(batch.states)
         with self._device:
-            write_records(self._records, part, batch.token_ids)
-            cache.steps.decode(len(part.rows), vocab_size or self._width)
+            write_decode_records(self._host, batch)
+            cache.steps.decode(rows, vocab_size or self._width)
             self._stream.wait()
-            chosen = cache.steps.host_tokens(len(part.rows)).astype(np.int64)
-        return np.where(chosen == NOT_FINITE, -1, chosen)
+        chosen = cache.steps.host_tokens(rows).astype(np.int64)
+        chosen[chosen == NOT_FINITE] = -1
+        return chosen
 
     def profile(self, cache: CudaCache, batch: Batch) -> list[LaunchTime]:
         """One step of one kind, tokens of several sequences or a prompt, as `run` does it but without a graph, and what

@@ -32,6 +32,7 @@ class Steps:
         self._scratch = AttentionScratch(device, stream, model.program.config, places.geometry)
         self._decodes: dict[tuple[int, int | None], Graph] = {}
         self._prompts: OrderedDict[int, list[Launch]] = OrderedDict()
+        self._host_logits: dict[int, np.ndarray] = {}
         self._has_logits = any(op.kind == "logits" for op in model.program.ops)
 
     def decode(self, rows: int, vocab_size: int | None = None) -> None:
@@ -79,8 +80,11 @@ class Steps:
 
     def host_logits(self, rows: int) -> np.ndarray:
         """Where the logits come back to, float32 [rows, vocab_size] of pinned memory."""
-        vocab_size = self._model.program.config.vocab_size
-        return self._model.space.host_logits.array.view(np.float32)[: rows * vocab_size].reshape(rows, vocab_size)
+        if rows not in self._host_logits:
+            vocab_size = self._model.program.config.vocab_size
+            whole = self._model.space.host_logits.array.view(np.float32)[: rows * vocab_size]
+            self._host_logits[rows] = whole.reshape(rows, vocab_size)
+        return self._host_logits[rows]
 
     def host_tokens(self, rows: int) -> np.ndarray:
         """Where chosen tokens come back to, uint32 [rows] of pinned memory."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.backends.cuda.kernels.record import COUNT, END, EVICTED, MAX_BATCH, RECORD_WORDS, SINKS, SLOT, TOKEN
-from edgellm.backends.cuda.records import ids_in, parts_of, records_in, write_records
+from edgellm.backends.cuda.records import ids_in, is_decode, parts_of, records_in, write_decode_records, write_records
 from edgellm.backends.interface import Batch
 from edgellm.backends.slots import SlotState
 
@@ -50,6 +50,18 @@ def test_a_record_of_each_sequence():
     fields = (TOKEN, SLOT, END, EVICTED, SINKS, COUNT)
     assert records[:3, fields].tolist() == [[7, 3, 20, 5, 4, 1], [9, 1, 2, 0, 0, 1], [0] * 6]
     assert ids_in(host).tolist() == [2**32 - 1] * 8
+
+
+def test_the_short_way_writes_the_same():
+    batch = Batch.of([(SlotState(3, 4, 5, 20), [7], "last"), (SlotState(1, 0, 0, 2), [9], "last")])
+    assert is_decode(batch)
+    assert not is_decode(Batch.of([(SlotState(0), [1, 2], "last")]))
+    assert not is_decode(Batch.of([(SlotState(slot), [1], "last") for slot in range(MAX_BATCH + 1)]))
+    hosts = [np.zeros(4 * (MAX_BATCH * RECORD_WORDS + 8), np.uint8) for _ in range(2)]
+    write_decode_records(memoryview(hosts[0]), batch)
+    (part,) = parts_of(batch, 8)
+    write_records(records_in(hosts[1]), part, batch.token_ids)
+    np.testing.assert_array_equal(*hosts)
 
 
 def test_the_record_of_a_prompt_counts_its_tokens():
