@@ -25,7 +25,7 @@ CASES = {
     "a window's ring, sinks evicted": (Layer(4, 1, 64, window=50, context=64), [_EVICTED, [("sinks", 3), ("see", 9)]]),
     "a window as long as the context": (Layer(2, 1, 16, window=30, context=32), [[("sinks", 4), ("see", 31)]]),
     "eight heads share, int8, softcap": (Layer(8, 1, 128, "int8", softcap=3.0), [_EVICTED, _FULL]),
-    "two tiles of heads": (Layer(10, 1, 72), [_EVICTED]),
+    "three tiles of heads": (Layer(10, 1, 72), [_EVICTED]),
     "wide heads, int8": (Layer(2, 1, 250, "int8"), [_EVICTED]),
     "no positions": (Layer(2, 2, 32, rotary_dim=0), [_EVICTED]),
 }

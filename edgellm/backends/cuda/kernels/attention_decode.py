@@ -45,7 +45,8 @@ _WARPS = 4
 _PADDING = u32(DEPTH_ALIGNMENT - 1)
 _LOG2_E = f32(1.4426950408889634)
 _EMPTY = f32(EMPTY)
-_REGISTERS = {1: 160, 2: 224, 4: 255, 8: 255}
+_REGISTERS = {1: 160, 2: 224, 4: 255}
+_UNROLL = {1: 4, 2: 4, 4: 2}  # rows at once a lane
 _STATS, _LARGEST, _TOTAL = u32(STATS), u32(LARGEST), u32(TOTAL)
 _PARAMETERS = (
     ("q", "f32*"),
@@ -91,7 +92,7 @@ def _declare(storage: str, lanes: int, heads: int) -> Kernel:
     width = 8 * lanes  # of a head in shared memory
     staged, gathered = (2 * heads + 2) * width, gathered_floats(_WARPS, heads, width)
     elements = 8 * heads
-    core = row_attention(storage, lanes, heads, 2 if heads == 8 else 4, _WARPS)
+    core = row_attention(storage, lanes, heads, _UNROLL[heads], _WARPS)
     load_queries, absorb_run, absorb_own, merge_groups = (
         core.load_queries,
         core.absorb_run,
@@ -229,5 +230,4 @@ KERNELS = {
     for storage in STORAGES
     for lanes in DECODE_LANES
     for heads in DECODE_HEADS
-    if lanes * heads <= 128
 }

@@ -49,18 +49,16 @@ def decode_splits(rows: int, blocks_a_split: int, multiprocessors: int) -> int:
     return max(1, min(wanted, -(-rows // SPLIT_KEYS), MAX_SPLITS))
 
 
-#: What there are decode kernels for: lanes that share a row (eight elements each) and query heads of a block. Eight
-#: heads of 256 elements would need more than 48 KiB of shared memory.
+#: What there are decode kernels for: lanes that share a row (eight elements each) and query heads of a block. The sums
+#: and queries of eight heads would not stay in registers.
 DECODE_LANES = (8, 16, 32)
-DECODE_HEADS = (1, 2, 4, 8)
+DECODE_HEADS = (1, 2, 4)
 
 
 def decode_kernel(storage: str, head_dim: int, group: int) -> tuple[str, int]:
     """The decode kernel for heads of `head_dim`, `group` of which share a KV head, and the tiles of query heads."""
     lanes = next(lanes for lanes in DECODE_LANES if head_dim <= 8 * lanes)
-    most = max(heads for heads in DECODE_HEADS if lanes * heads <= 128)
-    heads = next((heads for heads in DECODE_HEADS if group <= heads), most)
-    heads = min(heads, most)
+    heads = next((heads for heads in DECODE_HEADS if group <= heads), DECODE_HEADS[-1])
     return f"attention_decode_{storage}_d{8 * lanes}_h{heads}", -(-group // heads)
 
 
