@@ -65,6 +65,7 @@ def estimate(
     lm_head: str | None = None,
     activations: str | None = None,
     gpu_layers: int | str | None = None,
+    kernels: str | None = None,
 ) -> Estimate:
     """What `load` with the same arguments will take; reads headers and the tokenizer, no weights.
 
@@ -72,7 +73,7 @@ def estimate(
         InputError, ModelError, UsageError, BackendUnavailable: as `load`.
     """
     with planning.open_path(path) as opened:
-        options = {"lm_head": lm_head, "activations": activations}
+        options = {"lm_head": lm_head, "activations": activations, "kernels": kernels}
         chosen = planning.make_plan(
             opened,
             backend=backend,

@@ -35,6 +35,7 @@ def load(
     lm_head: str | None = None,
     activations: str | None = None,
     gpu_layers: int | str | None = None,
+    kernels: str | None = None,
 ) -> LLM:
     """Load a model.
 
@@ -56,6 +57,8 @@ def load(
             "int16"; None likewise, on the CPU "auto".
         gpu_layers: how many decoder layers go on the GPU, the rest on the CPU, where its memory is short; "auto": as
             many as fit. None: all on one backend.
+        kernels: of backend cuda: "shipped" (None), or "jit" to compile them from their sources, which needs an extra,
+            cuda12 or cuda13.
 
     Raises:
         InputError: a file is missing. ModelError: a file is damaged or not supported.
@@ -76,7 +79,7 @@ def load(
             cache_dtype=cache_dtype,
             slots=slots,
             gpu_layers=gpu_layers,
-            options={"lm_head": lm_head, "activations": activations},
+            options={"lm_head": lm_head, "activations": activations, "kernels": kernels},
         )
         return _loaded(plan, threads, progress, force)
 

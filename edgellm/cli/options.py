@@ -55,6 +55,13 @@ def add_backend(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--backend", metavar="NAME", help="default: the fastest that can run here")
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 ...; never replaced by another")
     group.add_argument("--threads", metavar="N", type=positive, help="default: the cores this process may use")
+    group.add_argument(
+        "--jit",
+        dest="kernels",
+        action="store_const",
+        const="jit",
+        help="compile the GPU's kernels from their sources (extras cuda12, cuda13), for people who edit them",
+    )
     add_precision(group)
     return group
 
@@ -148,7 +155,9 @@ def loading_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def precision_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_precision`, None where not given."""
-    return {"lm_head": args.lm_head, "activations": args.activations}
+    given = {"lm_head": args.lm_head, "activations": args.activations}
+    kernels = getattr(args, "kernels", None)  # of commands that run a model
+    return given if kernels is None else {**given, "kernels": kernels}
 
 
 def _layers(text: str) -> int | str:

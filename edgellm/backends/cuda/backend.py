@@ -13,7 +13,7 @@ from edgellm.backends.cuda.kernels.record import MAX_BATCH
 from edgellm.backends.cuda.lower import Model
 from edgellm.backends.cuda.matrices import HEAD_BITS, STORED_NAMES, plan_matrices
 from edgellm.backends.cuda.runner import CudaRunner
-from edgellm.backends.cuda.shipped import CODE, INDEX
+from edgellm.backends.cuda.shipped import CODE, INDEX, Shipped
 from edgellm.backends.cuda.space import Space, space_nbytes
 from edgellm.backends.cuda.stream import Stream
 from edgellm.backends.cuda.upload import DeviceWeights, loading_nbytes, vectors_nbytes
@@ -37,7 +37,7 @@ class CudaBackend:
     prefill_chunk = 512
     finished = False
     cache_dtypes = tuple(STORAGE_BYTES)
-    options = MappingProxyType({"lm_head": tuple(HEAD_BITS)})
+    options = MappingProxyType({"lm_head": tuple(HEAD_BITS), "kernels": ("shipped", "jit")})
 
     def unavailable(self) -> str | None:
         """Why no GPU can be used here, a sentence that says what to install; None where one can."""
@@ -57,6 +57,7 @@ class CudaBackend:
         threads: int | None = None,
         progress: Progress | None = None,
         lm_head: str = "int8",
+        kernels: str = "shipped",
     ) -> CudaRunner:
         """Read, pack and upload every weight, and have the driver compile the kernels.
 
@@ -64,6 +65,7 @@ class CudaBackend:
             device: "cuda" or "cuda:N".
             lm_head: how an unquantized lm_head and the embedding are stored: "int8" in groups of 128, "int4" in groups
                 of 32 (an embedding that is not the head: "int8"), or "keep" for float16.
+            kernels: "shipped", or "jit" to compile them from their sources, which needs numba-cuda.
 
         Raises:
             BackendUnavailable: there is no such GPU, or the driver or the program is not served.
@@ -74,10 +76,10 @@ class CudaBackend:
         _check(program, lm_head)
         gpu = open_device(device_index(device))
         matrices = plan_matrices(program, weights, lm_head)
-        kernels = KernelSet(gpu)
-        held = DeviceWeights(kernels, program, weights, matrices, progress)
+        known = KernelSet(gpu, _code(kernels))
+        held = DeviceWeights(known, program, weights, matrices, progress)
         space = Space(gpu, program, matrices, self._most_rows(program, gpu))
-        model = Model(program, held, space, kernels, gpu.properties)
+        model = Model(program, held, space, known, gpu.properties)
         return CudaRunner(gpu, Stream(gpu), model, held.describe_head())
 
     def plan_bytes(
@@ -89,6 +91,7 @@ class CudaBackend:
         *,
         device: str | None = None,
         lm_head: str = "int8",
+        kernels: str = "shipped",
     ) -> MemoryPlan:
         """Bytes held at the peak, from headers alone; the options are those of `load`.
 
@@ -124,6 +127,17 @@ class CudaBackend:
         """Tokens of a step."""
         prefill = prefill_kernel_of(program.config, self.cache_dtypes[0], gpu.properties.capability)
         return MAX_BATCH if prefill is None else self.prefill_chunk
+
+
+def _code(kernels: str) -> Shipped | None:
+    """Where kernels come from; None for what the package carries."""
+    if kernels == "shipped":
+        return None
+    if kernels != "jit":
+        raise UsageError("no such choice", key="kernels", found=kernels, allowed="shipped, jit")
+    from edgellm.backends.cuda.jit import JitCode
+
+    return JitCode()
 
 
 def _check(program: Program, lm_head: str) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import numpy as np
 import pytest
 
 from edgellm.backends.cuda import self_test as testing
+from edgellm.backends.cuda.calls import KernelSet
 from edgellm.backends.cuda.device import open_device
 from edgellm.backends.cuda.graph import Graph
+from edgellm.backends.cuda.jit import JitCode
 from edgellm.backends.cuda.memory import Pool
 from edgellm.backends.cuda.module import Module
 from edgellm.backends.cuda.self_test import ADD_STEP, PTX, self_test
@@ -139,3 +142,19 @@ def test_a_long_step_can_be_stopped(made):
 def test_time_on_the_device(made):
     _, _, stream, launch, _ = made
     assert stream.time(lambda: launch.run(stream)) > 0
+
+
+def test_kernels_can_be_compiled_from_their_sources(fake_gpu):
+    pytest.importorskip("numba.cuda.core", reason="numba-cuda is not installed")
+    fake_gpu(80)
+    device = open_device(0)
+    kernels = KernelSet(device, JitCode())
+    assert kernels.function("add").entry.name == "add"
+    assert kernels.runs("add")
+    assert not kernels.runs("subtract")
+
+
+def test_without_the_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.setitem(sys.modules, "edgellm.backends.cuda.ptx.compile", None)
+    with pytest.raises(BackendUnavailable, match=r"kernels: the compiler of CUDA kernels is not installed.*cuda13"):
+        JitCode()
