@@ -111,14 +111,16 @@ for _tokens in (4, 8):
     for _bits in (4, 8, 16):
         _eight = _EIGHT_TOKENS if _tokens == 8 else 1.0
         for _group in GROUPS if _bits < 16 else (64,):
-            _step_inputs = 64 if _bits == 16 or _group == 16 else 128
+            # what two steps and two quads would take of more than 128 registers, on sm_80
+            _step_inputs = 64 if _bits == 16 or _group == 16 or (_bits == 8 and _group < 128) else 128
+            _together = 1 if _tokens == 8 and (_bits == 16 or (_bits == 8 and _group == 128)) else 2
             declare_gemv(
                 f"gemv_w{_bits}g{_group}_b{_tokens}" if _bits < 16 else f"gemv_w16_b{_tokens}",
                 _bits,
                 _group,
                 _tokens,
                 Product(
-                    stage=make_stage(_group if _bits < 16 else 0),
+                    stage=make_stage(_group if _bits < 16 else 0, _together),
                     begin=begin,
                     compute=make_compute(_bits, _group, _tokens // 4, _step_inputs),
                     keep=make_keep(_tokens // 4),

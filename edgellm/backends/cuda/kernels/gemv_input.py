@@ -68,8 +68,12 @@ def read_pairs(values, x, base, k, inputs, order, flags):
             values[i] = value
 
 
-def make_stage(group):
-    """The function that brings a chunk of x into shared memory, for groups of `group` inputs (0: no sums)."""
+def make_stage(group, together):
+    """The function that brings a chunk of x into shared memory, for groups of `group` inputs (0: no sums).
+
+    A thread takes `together` quads at a time, all of them read before one is used: they come from the L2 cache.
+    """
+    numbers = 4 * together
     lanes = u32(max(group // 4, 1))  # neighbours that share a group
     halvings = max(group // 4, 1).bit_length() - 1
 
@@ -107,8 +111,7 @@ def make_stage(group):
     ):  # fmt: skip
         """The inputs first .. first + 4 quads - 1 of every token.
 
-        A thread takes two quads at a time, both of them read before one is used: they come from the L2 cache. A warp's
-        32 quads are of one token, for `quads` is a multiple of 32 where groups are summed.
+        A warp's 32 quads are of one token: `quads` is a multiple of 32.
 
         Args:
             planes: shared u32 [2 batch][stride], see above.
@@ -118,11 +121,11 @@ def make_stage(group):
             first: first input, a multiple of 64.
             warp, lane: of the thread.
         """
-        v, n = cuda.local.array(8, f32), cuda.local.array(8, f32)
-        tokens, quad_of = cuda.local.array(2, u32), cuda.local.array(2, u32)
+        v, n = cuda.local.array(numbers, f32), cuda.local.array(numbers, f32)
+        tokens, quad_of = cuda.local.array(together, u32), cuda.local.array(together, u32)
         token, begin = u32(0), u32(warp << u32(5))  # of the warp: ptxas then sees that its lanes stay together
         while token < batch:
-            for i in range(u32(2)):
+            for i in range(u32(together)):
                 while begin >= quads and token < batch:
                     begin, token = u32(begin - quads), u32(token + u32(1))
                 quad = u32(begin + lane)
@@ -133,7 +136,7 @@ def make_stage(group):
                     if flags & u32(NORM):
                         read_quad(n, i * u32(4), norm, u32(0), k, inputs, order, flags)
                 begin = u32(begin + u32(_THREADS))
-            for i in range(u32(2)):
+            for i in range(u32(together)):
                 if tokens[i] < batch:
                     if flags & u32(NORM):
                         square = f32(0)
