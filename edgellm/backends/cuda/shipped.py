@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,13 @@ class Shipped:
         entries: the kernels by name.
         texts: by kernel and target the text of its body.
         sources: by kernel the digest of the sources it was built from (`kernels/sources.py`).
+        modules: by kernel the module that declares it.
     """
 
     entries: dict[str, Entry]
     texts: dict[str, dict[int, str]]
     sources: dict[str, str]
+    modules: dict[str, str] = field(default_factory=dict)
 
     def module(self, names: Iterable[str], capability: int) -> str:
         """PTX of the kernels `names` for a device of that compute capability (87 means 8.7).
@@ -104,12 +106,12 @@ def shipped(folder: Path = CODE) -> Shipped:
         if hashlib.sha256(data).hexdigest() != digest:
             raise _damaged(path, "targets." + target, "another digest", digest)
         files[int(target)] = data.decode("ascii")
-    entries, texts, sources = {}, {}, {}
+    entries, texts, sources, modules = {}, {}, {}, {}
     for name, row in index["kernels"].items():
         entries[name] = _entry(name, row)
         texts[name] = {int(t): files[int(t)][start : start + size] for t, (start, size) in row["code"].items()}
-        sources[name] = row["sources"]
-    return Shipped(entries, texts, sources)
+        sources[name], modules[name] = row["sources"], row["module"]
+    return Shipped(entries, texts, sources, modules)
 
 
 def _entry(name: str, row: dict[str, Any]) -> Entry:

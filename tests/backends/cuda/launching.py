@@ -1,4 +1,4 @@
-"""Kernels on the emulator: the shipped PTX, or what the compiler makes of the sources where nothing is shipped."""
+"""Kernels on the emulator: the shipped PTX, or what the compiler makes of sources that have changed since."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgellm.backends.cuda.kernels.sources import digest
 from edgellm.backends.cuda.shipped import CODE, INDEX, shipped
 from tools.ptx_emulator import Module
 
@@ -17,7 +18,7 @@ _DTYPES = {"u8": np.uint8, "i8": np.int8, "u16": np.uint16, "u32": np.uint32, "f
 
 @cache
 def _ready(name: str, capability: int) -> tuple[Module, Any]:
-    if (CODE / INDEX).exists() and name in shipped().entries:
+    if (CODE / INDEX).exists() and name in shipped().entries and _up_to_date(name):
         return Module(shipped().module([name], capability)), shipped().entries[name]
     pytest.importorskip("numba.cuda.compiler", reason="nothing is shipped, and numba-cuda, which compiles, is missing")
     from edgellm.backends.cuda.kernels.declare import all_kernels
@@ -25,6 +26,10 @@ def _ready(name: str, capability: int) -> tuple[Module, Any]:
 
     kernel = all_kernels()[name]
     return Module(ptx_of(kernel, capability)), kernel
+
+
+def _up_to_date(name: str) -> bool:
+    return shipped().sources[name] == digest(shipped().modules[name])
 
 
 def launch(name: str, grid: tuple[int, ...], arguments: Mapping[str, Any], capability: int = 80) -> None:

@@ -21,7 +21,7 @@ from edgellm.backends.cuda.kernels.declare import Kernel, all_kernels
 from edgellm.backends.cuda.ptx import OPS
 from edgellm.backends.cuda.ptx.compile import texts_of
 from tools.cuda_code.build import compiler
-from tools.cuda_code.measured import CAPABILITIES, assembler, broken, digest, measure, read
+from tools.cuda_code.measured import CAPABILITIES, MEASURED, assembler, broken, digest, measure, read
 from tools.cuda_code.sass import disassembler
 
 _SMALL = 8000  # bytes of text: what is compiled or assembled anew by default
@@ -80,6 +80,7 @@ def test_code_for_the_oldest_devices_has_no_newer_instruction() -> None:
 
 def measured_rows() -> dict[str, dict[str, Any]]:
     rows = read()
+    assert MEASURED.exists(), "python -m tools.build_cuda_kernels --table"
     if not rows:
         pytest.skip(f"the table was measured with another assembler than {assembler()}")
     return rows
