@@ -181,7 +181,7 @@ def test_every_kernel_of_older_devices_multiplies(bits: int, group: int, tokens:
     x = rng.standard_normal((tokens, 334)).astype(np.float32)
     x[0] *= 1e15
     norm = rng.uniform(0.5, 2, 334).astype(np.float32)
-    plan = GemvPlan(2, 3, 8)
+    plan = GemvPlan(2, 4, 16)  # of sixteen warps, where a block has eight
     found = gemv(packed, x, plan, empty(tokens, 41), capability=75, flags=flags.NORM, norm=norm)
     wide = x.astype(np.float64)
     normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * norm

@@ -53,7 +53,7 @@ PARAMETERS = (
     ("batch", "u32"),
     ("x_stride", "u32"),
     ("out_stride", "u32"),
-    ("split_log", "u32"),  # log2 of the warps on a tile
+    ("split_log", "u32"),  # log2 of the warps on a tile; more than there are count as all
     ("chunk", "u32"),  # steps of a chunk of x, a multiple of the split
     ("zero", "u32"),
     ("flags", "u32"),
@@ -157,6 +157,7 @@ def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product
     step_inputs = product.step_inputs
     halves = 128 // step_inputs
     words, groups, zero_shift = STEP_WORDS[bits] // halves, max(step_inputs // group, 1), 2 * bits
+    most_log = warps.bit_length() - 1
     scale_words, partial_words, square_words = 2 * groups, warps * 16 * tokens, warps * 8
     plane_words, sum_words = product.plane_words, product.sum_words
     column_words, sum_count = product.column_words, product.sum_count
@@ -181,6 +182,7 @@ def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product
         y = cuda.local.array(sum_count, f32)
         tid = u32(cuda.threadIdx.x)
         lane, warp = u32(tid & u32(31)), shfl_u32(u32(tid >> u32(5)), u32(0))  # so that ptxas sees: one for all lanes
+        split_log = split_log if split_log < u32(most_log) else u32(most_log)
         split = u32(u32(1) << split_log)
         steps, chunk = u32(steps * u32(halves)), u32(chunk * u32(halves))
         way = u32(warp & (split - u32(1)))
