@@ -20,7 +20,7 @@ _DTYPES = {"u8": np.uint8, "i8": np.int8, "u16": np.uint16, "u32": np.uint32, "f
 def _ready(name: str, capability: int) -> tuple[Module, Any]:
     if (CODE / INDEX).exists() and name in shipped().entries and _up_to_date(name):
         return Module(shipped().module([name], capability)), shipped().entries[name]
-    pytest.importorskip("numba.cuda.compiler", reason="nothing is shipped, and numba-cuda, which compiles, is missing")
+    pytest.importorskip("numba_cuda", reason="nothing is shipped, and numba-cuda, which compiles, is missing")
     from edgellm.backends.cuda.kernels.declare import all_kernels
     from edgellm.backends.cuda.ptx.compile import ptx_of
 

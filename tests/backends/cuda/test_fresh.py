@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from edgellm.backends.cuda.shipped import header
 from edgellm.errors import BackendUnavailable, UsageError
 
-fresh = pytest.importorskip("edgellm.backends.cuda.ptx.fresh", reason="numba-cuda, which compiles, is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles, is not installed")
+fresh = importlib.import_module("edgellm.backends.cuda.ptx.fresh")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from edgellm.backends.cuda.entry import Entry
 from edgellm.backends.cuda.shipped import CODE, INDEX, shipped
 
-pytest.importorskip("numba.cuda.compiler", reason="numba-cuda, which compiles the kernels, is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the kernels, is not installed")
 
 from edgellm.backends.cuda.kernels.declare import Kernel, all_kernels
 from edgellm.backends.cuda.ptx import OPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from functools import cache
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from tools.ptx_emulator import Module
 
-ptx = pytest.importorskip("edgellm.backends.cuda.ptx", reason="numba-cuda, which compiles them, is not installed")
+pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles them, is not installed")
+ptx = importlib.import_module("edgellm.backends.cuda.ptx")
 
 _OF_FLOATS = {"exp": 1, "sigmoid": 1, "tanh": 1, "erf": 1, "warp_sum": 1, "warp_max": 1, "quad_sum": 1, "quad_max": 1}
 _OF_WORDS = {"dequant_u4_f16": 4, "dequant_s4_f16": 4, "dequant_u8_f16": 2, "warp_sum_u32": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from tests.backends.cuda.one_op import MEMORY, WINDOW, dtype_of, probe, values_of
 from tools.ptx_emulator import Module
 
-ptx = pytest.importorskip("edgellm.backends.cuda.ptx", reason="numba-cuda, which compiles the ops, is not installed")
-twins = pytest.importorskip("edgellm.backends.cuda.ptx.twins")
-twins_warp = pytest.importorskip("edgellm.backends.cuda.ptx.twins_warp")
+pytest.importorskip("numba_cuda", reason="numba-cuda, which compiles the ops, is not installed")
+ptx = importlib.import_module("edgellm.backends.cuda.ptx")
+twins = importlib.import_module("edgellm.backends.cuda.ptx.twins")
+twins_warp = importlib.import_module("edgellm.backends.cuda.ptx.twins_warp")
 
 CASES = [
     (capability, name)
