@@ -5,8 +5,8 @@ Round to nearest, symmetric around the middle code (`packing.quantize` is the de
     scale = float16(max |w| / (factor m)),  code = rint(w / (scale factor)) + m + 1, at most 2 m + 1
 
 A warp has a group of a tile's 16 rows: each lane the inputs of two rows that will be its operands, so the largest of
-a row is a maximum over four lanes, and words, scales and all are written once. Rows come in pieces that begin with a
-tile. Grid: groups / 4 rounded up, row tiles of the piece.
+a row is a maximum over four lanes, and words, scales and all are written once. Numbers are read twice, the second time
+from a cache. Rows come in pieces that begin with a tile. Grid: groups / 4 rounded up, row tiles of the piece.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ def declare_quantize(bits, group):
         lowest=70,
     )
     def quantize(source, tiles, scales, rows, inputs, steps, first_tile, kind, factor, inverse):
-        v = cuda.local.array(values, f32)
         lane = u32(u32(cuda.threadIdx.x) & u32(31))
         g, t = u32(lane >> u32(2)), u32(lane & u32(3))
         number = u32(u32(cuda.blockIdx.x) * u32(_WARPS) + (u32(cuda.threadIdx.x) >> u32(5)))
@@ -81,13 +80,12 @@ def declare_quantize(bits, group):
         for i in range(u32(values)):
             k = u32(first + (i >> u32(3)) * u32(16) + ((i >> u32(1)) & u32(1)) * u32(8) + (i & u32(1)))
             own = u32(row + ((i >> u32(2)) & u32(1)) * u32(8))
-            v[i] = f32(0)
             if own < rows and k < inputs:
-                v[i] = number_of(source, kind, u32(own * inputs + k))
-            if i & u32(4):
-                upper = fmax(upper, fabs(v[i]))
-            else:
-                lower = fmax(lower, fabs(v[i]))
+                value = fabs(number_of(source, kind, u32(own * inputs + k)))
+                if i & u32(4):
+                    upper = fmax(upper, value)
+                else:
+                    lower = fmax(lower, value)
         low_half = f32_to_f16(quad_max(lower) * inverse * part)
         high_half = f32_to_f16(quad_max(upper) * inverse * part)
         low_inverse = inverse_of(f16_to_f32(low_half) * factor)
@@ -101,9 +99,12 @@ def declare_quantize(bits, group):
                 k = u32(first + b * u32(16) + (i >> u32(1)) * u32(8) + (i & u32(1)))
                 place = u32((i & u32(1)) * u32(16) + (i >> u32(1)) * u32(8))
                 if k < inputs and row < rows:
-                    low = u32(low | (code_of(v[b * u32(8) + i], low_inverse) << place))
+                    low = u32(low | (code_of(number_of(source, kind, u32(row * inputs + k)), low_inverse) << place))
                 if k < inputs and row + u32(8) < rows:
-                    high = u32(high | (code_of(v[b * u32(8) + u32(4) + i], high_inverse) << place))
+                    high = u32(
+                        high
+                        | (code_of(number_of(source, kind, u32((row + u32(8)) * inputs + k)), high_inverse) << place)
+                    )
             block = u32(number * u32(blocks) + b)
             if bits == 4:
                 word = u32(low | (high << u32(4)))
