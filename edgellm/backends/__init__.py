@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Fastest first; `find(None)` takes the first that exists, is finished and can run.
 NAMES = ("cuda", "cpu", "reference")
+#: `Backend.devices` by name, so that a device is refused without importing those that do not serve it.
+_DEVICES = {"cuda": ("cuda",), "cpu": ("cpu",), "reference": ("cpu",)}
 
 
 def installed() -> list[str]:
@@ -50,11 +52,11 @@ def find(name: str | None = None, device: str | None = None) -> Backend:
         raise BackendUnavailable("no such backend in this version", key="backend", found=name, allowed=allowed)
     reasons = []
     for candidate in [name] if name else installed():
+        if kind is not None and kind not in _DEVICES[candidate]:
+            reasons.append(f"backend {candidate} runs on {', '.join(_DEVICES[candidate])} only")
+            continue
         backend = _imported(candidate)
         if name is None and kind is None and not backend.finished:
-            continue
-        if kind is not None and kind not in backend.devices:
-            reasons.append(f"backend {candidate} runs on {', '.join(backend.devices)} only")
             continue
         reason = backend.unavailable()
         if reason is None:

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgellm.backends import find, installed
+from edgellm.backends import _DEVICES, find, installed
 from edgellm.errors import BackendUnavailable
 
 
 def test_every_installed_backend_is_found_by_its_name_or_says_what_it_lacks() -> None:
     assert installed() == ["cuda", "cpu", "reference"]
     for name in installed():
-        lacks = importlib.import_module(f"edgellm.backends.{name}").backend.unavailable()
+        backend = importlib.import_module(f"edgellm.backends.{name}").backend
+        assert backend.devices == _DEVICES[name]
+        lacks = backend.unavailable()
         if lacks is None:
             assert find(name).name == name
             continue
