@@ -142,12 +142,12 @@ def compare(
             start = time.perf_counter()
             try:
                 quantize(source, out, calibration, settings)
+                seconds = time.perf_counter() - start
+                written = next((path.parent for path in sorted(out.rglob("config.json"))), out)
+                line = {"name": name, **vars(settings), "seconds": seconds, **judge(written, source, held_out)}
             except Exception as error:  # another tool's, of any kind: the rest is still worth having
                 print(f"{name:32} failed: {type(error).__name__}: {error}", flush=True)
                 continue
-            seconds = time.perf_counter() - start
-            written = next((path.parent for path in sorted(out.rglob("config.json"))), out)
-            line = {"name": name, **vars(settings), "seconds": seconds, **judge(written, source, held_out)}
         lines.append(line)
         relative = line["perplexity"] / lines[0]["perplexity"] - 1
         print(
