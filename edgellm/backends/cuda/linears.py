@@ -62,7 +62,7 @@ def view_from(view: View, first: int) -> View:
 def gemv(matrix: Matrix, x: View, out: View, rows: int, around: Around, chip: Properties, op: int) -> Call:
     """y = W x for up to `gemv_tokens` rows."""
     layout = matrix.layout
-    plan = plan_gemv(layout, rows, chip.multiprocessors)
+    plan = plan_gemv(layout, rows, chip.multiprocessors, chip.capability)
     arguments = {
         **_weights(matrix, around),
         "x": x.address,
