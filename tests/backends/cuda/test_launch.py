@@ -145,7 +145,7 @@ def test_time_on_the_device(made):
 
 
 def test_kernels_can_be_compiled_from_their_sources(fake_gpu):
-    pytest.importorskip("numba.cuda.core", reason="numba-cuda is not installed")
+    pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
     fake_gpu(80)
     device = open_device(0)
     kernels = KernelSet(device, JitCode())
