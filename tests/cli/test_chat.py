@@ -44,6 +44,7 @@ def test_options_reach_the_model(cli, scripted, tmp_path):
         "cache_dtype": "int8",
         "backend": "reference",
         "device": None,
+        "gpu_layers": None,
         "force": True,
         "lm_head": None,
         "activations": None,

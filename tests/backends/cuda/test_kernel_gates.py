@@ -25,17 +25,8 @@ from tools.cuda_code.measured import CAPABILITIES, MEASURED, assembler, broken, 
 from tools.cuda_code.sass import disassembler
 
 #: Kernels that are known to be beyond their budgets, and in what. This list may only get shorter: what keeps to its
-#: budget again has to leave it. The first seven spill a few registers: those of 8 and 16 bits on sm_80, 87 and 89,
-#: where a block's 512 threads leave 128 registers each, the one that quantizes at load everywhere. The instructions are
-#: of a kernel that devices from sm_80 on do not use, and of two whose budget is not stated yet.
+#: budget again has to leave it. One devices from sm_80 on do not use; of two the budget is not stated yet.
 BEYOND = {
-    ("quantize_w8g128", "local memory"),
-    ("gemv_w16_b8", "local memory"),
-    ("gemv_w8g128_b8", "local memory"),
-    ("gemv_w8g64_b4", "local memory"),
-    ("gemv_w8g64_b8", "local memory"),
-    ("gemv_w8g32_b4", "local memory"),
-    ("gemv_w8g32_b8", "local memory"),
     ("gemv_dp4a_w4g16_b1", "instructions a weight"),
     ("gemv_fma_w16_b1", "instructions a weight"),
     ("gemv_fma_w16_b4", "instructions a weight"),
