@@ -40,9 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _build(folder: Path, only: str, *, everything: bool, write: bool) -> int:
     from edgellm.backends.cuda.kernels.declare import all_kernels
+    from edgellm.backends.cuda.kernels.sources import digest
     from tools.cuda_code.build import build, kept
 
     kernels = all_kernels()
+    for (
+        kernel
+    ) in kernels.values():  # now, and kept: a file edited while this runs must not lend its digest to older code
+        digest(kernel.function.__module__)
     old = shipped(folder) if (folder / INDEX).exists() else None
     made: list[Built] = []
     written = time.monotonic()
