@@ -44,10 +44,8 @@ def _build(folder: Path, only: str, *, everything: bool, write: bool) -> int:
     from tools.cuda_code.build import build, kept
 
     kernels = all_kernels()
-    for (
-        kernel
-    ) in kernels.values():  # now, and kept: a file edited while this runs must not lend its digest to older code
-        digest(kernel.function.__module__)
+    for kernel in kernels.values():
+        digest(kernel.function.__module__)  # kept: a file edited from now on must not lend its digest to older code
     old = shipped(folder) if (folder / INDEX).exists() else None
     made: list[Built] = []
     written = time.monotonic()
