@@ -6,14 +6,14 @@ from types import MappingProxyType
 
 from edgellm.backends.cuda.attention import check_heads, prefill_kernel_of, scratch_nbytes
 from edgellm.backends.cuda.cache import cache_nbytes
-from edgellm.backends.cuda.calls import KernelSet
+from edgellm.backends.cuda.calls import Code, KernelSet
 from edgellm.backends.cuda.device import Device, count_devices, device_index, open_device
 from edgellm.backends.cuda.kernels.cache_layout import STORAGE_BYTES
 from edgellm.backends.cuda.kernels.record import MAX_BATCH
 from edgellm.backends.cuda.lower import Model
 from edgellm.backends.cuda.matrices import HEAD_BITS, STORED_NAMES, plan_matrices
 from edgellm.backends.cuda.runner import CudaRunner
-from edgellm.backends.cuda.shipped import CODE, INDEX, Shipped
+from edgellm.backends.cuda.shipped import CODE, INDEX
 from edgellm.backends.cuda.space import Space, space_nbytes
 from edgellm.backends.cuda.stream import Stream
 from edgellm.backends.cuda.upload import DeviceWeights, loading_nbytes, vectors_nbytes
@@ -129,15 +129,15 @@ class CudaBackend:
         return MAX_BATCH if prefill is None else self.prefill_chunk
 
 
-def _code(kernels: str) -> Shipped | None:
+def _code(kernels: str) -> Code | None:
     """Where kernels come from; None for what the package carries."""
     if kernels == "shipped":
         return None
     if kernels != "jit":
         raise UsageError("no such choice", key="kernels", found=kernels, allowed="shipped, jit")
-    from edgellm.backends.cuda.jit import JitCode
+    from edgellm.backends.cuda.jit import jit_code
 
-    return JitCode()
+    return jit_code()
 
 
 def _check(program: Program, lm_head: str) -> None:

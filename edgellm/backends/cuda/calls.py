@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.entry import Entry
 from edgellm.backends.cuda.module import Function, Launch, Module
-from edgellm.backends.cuda.shipped import Shipped, shipped
+from edgellm.backends.cuda.shipped import shipped
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,15 @@ class Call:
     op: int
 
 
+class Code(Protocol):
+    """Where PTX comes from: `Shipped`, or `Fresh` for who edits kernels."""
+
+    entries: Mapping[str, Entry]
+
+    def module(self, names: Iterable[str], capability: int) -> str:
+        """PTX of the kernels `names` for a device of that compute capability (87 means 8.7)."""
+
+
 class KernelSet:
     """The kernels in use on one device, compiled as they are asked for, many at a time.
 
@@ -30,7 +39,7 @@ class KernelSet:
         code: where their PTX comes from; by default what the package carries.
     """
 
-    def __init__(self, device: Device, code: Shipped | None = None) -> None:
+    def __init__(self, device: Device, code: Code | None = None) -> None:
         self.device = device
         self._code = code or shipped()
         self._functions: dict[str, Function] = {}

@@ -12,7 +12,7 @@ from edgellm.backends.cuda import self_test as testing
 from edgellm.backends.cuda.calls import KernelSet
 from edgellm.backends.cuda.device import open_device
 from edgellm.backends.cuda.graph import Graph
-from edgellm.backends.cuda.jit import JitCode
+from edgellm.backends.cuda.jit import jit_code
 from edgellm.backends.cuda.memory import Pool
 from edgellm.backends.cuda.module import Module
 from edgellm.backends.cuda.self_test import ADD_STEP, PTX, self_test
@@ -148,13 +148,14 @@ def test_kernels_can_be_compiled_from_their_sources(fake_gpu):
     pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
     fake_gpu(80)
     device = open_device(0)
-    kernels = KernelSet(device, JitCode())
+    kernels = KernelSet(device, jit_code())
     assert kernels.function("add").entry.name == "add"
     assert kernels.runs("add")
     assert not kernels.runs("subtract")
 
 
 def test_without_the_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.delitem(sys.modules, "edgellm.backends.cuda.ptx.fresh", raising=False)
     monkeypatch.setitem(sys.modules, "edgellm.backends.cuda.ptx.compile", None)
     with pytest.raises(BackendUnavailable, match=r"kernels: the compiler of CUDA kernels is not installed.*cuda13"):
-        JitCode()
+        jit_code()
