@@ -51,8 +51,9 @@ def load(
         progress: called with (bytes done, bytes in all).
         force: load even where the plan says that memory will not suffice.
         lm_head: how an unquantized lm_head is stored, and an embedding that it shares: "int8", "int4" (half of the
-            bytes that a token reads of it, for some accuracy) or "keep" (float16). None: the backend's default, on the
-            CPU "int8"; a backend that has no such choice refuses any other.
+            bytes, for some accuracy) or "keep" (float16). Of a large one of 8 or 4 bits a step that only draws a token
+            reads the first half of the bits, and all of those rows that may win; "int8-whole" and "int4-whole" read all
+            of it. None: the backend's default, on the CPU "int8"; a backend that has no such choice refuses any other.
         activations: precision of what meets quantized weights: "auto" (16 bits while decoding, 8 in prefill), "int8" or
             "int16"; None likewise, on the CPU "auto".
         gpu_layers: how many decoder layers go on the GPU, the rest on the CPU, where its memory is short; "auto": as

@@ -46,6 +46,8 @@ class Batch:
         states: S slot states before the step.
         logits_rows: int32 [R], rows of T whose logits are wanted, ascending.
         inputs: float32 [T, width] by buffer name, for a program that begins with `inputs`; its token ids may be any.
+        exact: whether all logits of those rows count. Where it is False the next token is drawn from them, and a
+            backend may give those that are far from the largest with fewer bits of the lm_head.
     """
 
     token_ids: np.ndarray
@@ -53,9 +55,10 @@ class Batch:
     states: tuple[SlotState, ...]
     logits_rows: np.ndarray
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    exact: bool = True
 
     @classmethod
-    def of(cls, parts: list[tuple[SlotState, list[int], str]]) -> Batch:
+    def of(cls, parts: list[tuple[SlotState, list[int], str]], *, exact: bool = True) -> Batch:
         """A batch from (state, token ids, which logits) a sequence: "all", "last" or "none"."""
         ids: list[int] = []
         starts, rows = [0], []
@@ -71,6 +74,7 @@ class Batch:
             np.array(starts, np.int32),
             tuple(state for state, _, _ in parts),
             np.array(rows, np.int32),
+            exact=exact,
         )
 
 

@@ -105,7 +105,7 @@ class _Stepper:
 
     def _batch(self, state: SlotState, count: int, *, last: bool) -> Batch:
         ids = self._random.integers(0, self._vocab_size, count).tolist()
-        return Batch.of([(state, ids, "last" if last else "none")])
+        return Batch.of([(state, ids, "last" if last else "none")], exact=False)
 
 
 def by_kind(repeats: Sequence[Sequence[RowTime]]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ _HELP = {
 
 CACHE_DTYPES = ("float32", "float16", "int8")
 #: Choices of precision that a backend may offer; `edgellm.load` refuses what the one at hand does not.
-LM_HEADS = ("int8", "int4", "keep")
+LM_HEADS = ("int8", "int8-whole", "int4", "int4-whole", "keep")
 ACTIVATIONS = ("auto", "int8", "int16")
 EVICTIONS = ("shift", "recompute", "error")
 
@@ -82,7 +82,8 @@ def add_precision(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> N
         "--lm-head",
         choices=LM_HEADS,
         help="how an unquantized lm_head is stored, and an embedding that it shares: int8 (default); int4, in groups "
-        "of 32, half the bytes a token reads of it for some accuracy; keep, float16",
+        "of 32, half the memory for some accuracy; keep, float16. Of a large one a token of an answer takes the first "
+        "half of the bits, and all of the rows that may win; int8-whole and int4-whole: all of it",
     )
     group.add_argument(
         "--activations",

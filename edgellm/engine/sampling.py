@@ -96,6 +96,11 @@ class SamplingParams:
         if not isinstance(self.ignore_eos, bool):
             raise UsageError("not true or false", key="ignore_eos", found=repr(self.ignore_eos))
 
+    @property
+    def all_logits(self) -> bool:
+        """Whether more counts than the most likely tokens: log-probabilities, and a bias that can lift any token."""
+        return self.logprobs is not None or bool(self.logit_bias)
+
     def updated(self, **given: Any) -> SamplingParams:
         """These parameters with those of `given` that are not None. Raises `UsageError`, for unknown names too."""
         names = {item.name for item in fields(self)}

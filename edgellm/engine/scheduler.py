@@ -79,7 +79,8 @@ class Scheduler:
                 parts.append((sequence, count))
         if not parts:
             return None
-        batch = Batch.of([(s.slot.state, s.todo[:n], "last" if n == len(s.todo) else "none") for s, n in parts])
+        wanted = [(s.slot.state, s.todo[:n], "last" if n == len(s.todo) else "none") for s, n in parts]
+        batch = Batch.of(wanted, exact=any(s.request.params.all_logits for s, _ in parts))
         return Step(batch, tuple(parts))
 
     def commit(self, step: Step, logits: np.ndarray) -> None:

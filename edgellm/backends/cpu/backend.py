@@ -11,7 +11,7 @@ from edgellm.backends.cpu.cores import choose_threads, detect
 from edgellm.backends.cpu.kept import load_packed
 from edgellm.backends.cpu.linear_tiles import padded_columns
 from edgellm.backends.cpu.lower import check_ops
-from edgellm.backends.cpu.packed_plan import HEAD_BITS, STORED_NAMES, plan_packing
+from edgellm.backends.cpu.packed_plan import HEAD_BITS, plan_packing
 from edgellm.backends.cpu.runner import CpuRunner
 from edgellm.backends.cpu.team import Team
 from edgellm.backends.interface import MemoryPlan, Progress
@@ -56,7 +56,9 @@ class CpuBackend:
 
         Args:
             lm_head: how an unquantized lm_head and the embedding are stored: "int8" in groups of 128, "int4" in groups
-                of 32 (an embedding that is not the head: "int8"), or "keep" for float16.
+                of 32 (an embedding that is not the head: "int8"), or "keep" for float16. Of a large one of 8 or 4
+                bits a step that only draws a token reads the first half of the bits, and all of the rows that may win
+                (`linear_refine.py`); with "int8-whole" and "int4-whole" always all.
             activations: precision of what meets quantized weights: "int8", "int16", or "auto", which is 16 bits in
                 steps of a few tokens, where arithmetic is free, and 8 in longer ones.
 
@@ -109,7 +111,7 @@ class CpuBackend:
             scratch=buffers + arranged + logits + _FLOAT_BYTES * (partials + 2 * work) + 2 * wide,
             loading=packing.loading_bytes(choose_threads(None, detect())[0]),
             code=_CODE_BYTES,
-            lm_head=STORED_NAMES[packing.layouts["lm_head"].kind],
+            lm_head=packing.layouts["lm_head"].stored_name,
             lm_head_bytes=packing.layouts["lm_head"].nbytes,
             notes=("the first run on a machine compiles kernels, which takes up to 350 MB for that time",),
         )

@@ -1,15 +1,16 @@
 """Where a packed linear's bytes lie: computed from shapes alone, so that memory can be planned before a file is read.
 
-    a weight    [line of zero points, 64 bytes: INT4, INT8][band][band] ...
+    a weight    [line of zero points, 64 bytes: INT2 to INT8][band][band] ...
     a band      BAND blocks of LANES output rows (the last band may have fewer, the last block is padded with rows of
                 scale 0), their inputs in stretches: [stretch][stretch] ...
     a stretch   [piece][piece] ..., one of each block
     a piece     [scales][own zero points, where groups have them][zeros up to 64 bytes][lines]
     scales      float16 [groups, LANES]
-    zero points [groups, LANES], uint8 for INT4, float16 for INT8, both exact; where the whole weight has one zero point
-                (symmetric quantization), the line at its head holds it and the blocks have none
+    zero points [groups, LANES], uint8 for INT4, float16 for INT8 and INT2, all exact; where the whole weight has one
+                zero point (symmetric quantization), the line at its head holds it and the blocks have none
     lines       INT4  [groups, group / 8, LANES, 4 bytes]: the low nibble of byte b is input 8 line + b, the high
                       nibble input 8 line + 4 + b
+                INT2  [groups, group / 16, LANES, 4 bytes]: bits 2 c and 2 c + 1 of byte b are input 16 line + 4 c + b
                 INT8  [groups, group / 4, LANES, 4 bytes]: byte b is input 4 line + b
                 F16   [inputs, LANES] float16, no scales
 
@@ -29,6 +30,10 @@ that stream past have driven them out of a first-level cache of 32 KiB.
 
 Groups in memory have 16, 32, 64 or 128 inputs; longer ones repeat their scale. Inputs are padded to whole groups with
 codes of 0, which meet activations of 0.
+
+A weight in halves has its codes cut in two, of 8 bits q = 16 * high + low, of 4 bits q = 4 * high + low: an INT4 (INT2)
+weight of the high halves with scales of 16 s (4 s), and behind it another one of the low halves with scales of s. The
+first alone is the weight to half of the bits, so an lm_head can be gone through at half the bytes (`linear_refine.py`).
 """
 
 from __future__ import annotations
@@ -61,6 +66,7 @@ class LinearKind(IntEnum):
     F16 = 0
     INT8 = 1
     INT4 = 2
+    INT2 = 3
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class LinearLayout:
         group: inputs that share a scale in memory; 1 for F16.
         own_zeros: whether every group has its zero points, or the whole weight one.
         lanes: rows of a block.
+        halves: 2 for a weight in halves, one of which all else here describes; else 1.
 
     Raises:
         UsageError: no such group.
@@ -107,6 +114,7 @@ class LinearLayout:
     group: int
     own_zeros: bool = False
     lanes: int = F32_LANES
+    halves: int = 1
 
     def __post_init__(self) -> None:
         allowed = (1,) if self.kind == LinearKind.F16 else GROUPS
@@ -129,7 +137,7 @@ class LinearLayout:
     @property
     def bits(self) -> int:
         """Bits of a stored number."""
-        return {LinearKind.F16: 16, LinearKind.INT8: 8, LinearKind.INT4: 4}[self.kind]
+        return 16 >> self.kind
 
     @property
     def stretch(self) -> int:
@@ -183,9 +191,19 @@ class LinearLayout:
         return 0 if self.kind == LinearKind.F16 else HEAD_BYTES
 
     @property
+    def half_bytes(self) -> int:
+        """Bytes from the begin of the weight to its second half; of all of it where it has none."""
+        return self.head_bytes + self.blocks * self.block_bytes
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed weight, a multiple of 64."""
-        return self.head_bytes + self.blocks * self.block_bytes
+        return self.halves * self.half_bytes
+
+    @property
+    def stored_name(self) -> str:
+        """What its numbers are, for people."""
+        return "float16" if self.kind == LinearKind.F16 else f"int{self.bits * self.halves}"
 
 
 def round_up(size: int, step: int) -> int:

@@ -1,8 +1,8 @@
 """Rows of a packed weight as activations: the embedding, which may be a tied lm_head in the very same bytes.
 
-    out[t, i] = factor * weight[token_ids[t], i] * multiplier
+    out[t, i] = factor * weight[token_ids[t], i] * multiplier         (added to what is there, where op.adds says so)
 
-A row is one lane of its block, so every line gives it 8, 4 or 1 inputs of 64 bytes: 4 KB to 32 KB read for 1,000
+A row is one lane of its block, so every line gives it 16, 8, 4 or 1 inputs of 64 bytes: 4 KB to 32 KB read for 1,000
 inputs, and nothing stored twice. A piece of work is a token.
 """
 
@@ -31,7 +31,8 @@ def op_embed(out, weights, op, token_ids, kind, multiplier, tokens, ith, nth):
     Args:
         out: float32; token t's row begins at op.out + t * op.out_stride.
         weights: uint8.
-        op: a record with `LINEAR_FIELDS`: weight, rows, inputs, group, own_zeros, stretch, factor, out, out_stride.
+        op: a record with `LINEAR_FIELDS`: weight, rows, inputs, group, own_zeros, stretch, factor, out,
+            out_stride, adds.
         token_ids: int32 [tokens], below op.rows.
         kind: a `LinearKind` as an integer.
     """
@@ -42,7 +43,7 @@ def op_embed(out, weights, op, token_ids, kind, multiplier, tokens, ith, nth):
         if kind == 0:
             _dense_row(out, at, weights, op, row, factor)
         else:
-            _coded_row(out, at, weights, op, row, factor, 8 // kind)
+            _coded_row(out, at, weights, op, row, factor, 16 >> kind)
 
 
 @bare_kernel
@@ -83,7 +84,6 @@ def _coded_row(out, at, weights, op, row, factor, bits):
             start = (first + g) * group
             for i in range(min(group, inputs - start)):
                 quad = scales + head + (g * group + i) * bits // 32 * _LINE + 4 * lane
-                code = np.int32(weights[quad + i % 4])
-                if bits == 4:
-                    code = code >> 4 if i % 8 > 3 else code & 15
-                out[at + start + i] = (np.float32(code) - zero) * scale
+                code = weights[quad + i % 4] >> bits * (i % (32 // bits) // 4) & (1 << bits) - 1
+                value = (np.float32(code) - zero) * scale
+                out[at + start + i] = out[at + start + i] + value if op["adds"] != 0 else value

@@ -1,4 +1,4 @@
-"""Linears of 4- and 8-bit weights: integer dot products in groups (decode and prefill).
+"""Linears of 2-, 4- and 8-bit weights: integer dot products in groups (decode and prefill).
 
     out[t, r] = bias[r] + factor * sum over groups g of
                 xs[t, g] * scale[r, g] * (sum_i code[r, i] * q[t, i] - zero[r, g] * sum_i q[t, i])
@@ -22,6 +22,7 @@ from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST, ful
 from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import (
     F32_LANES,
+    bitcast_u8,
     broadcast_f32,
     broadcast_i8x4,
     convert_f32,
@@ -32,10 +33,12 @@ from edgellm.simd import (
     indices,
     load_f16,
     load_f32,
+    load_i32,
     load_u8,
     load_u8_to_i32,
     low_nibbles,
     prefetch,
+    splat_i32,
     store,
     tile,
     zero_f32,
@@ -47,14 +50,20 @@ _VECTOR = 4 * F32_LANES
 
 
 @bare_kernel
-def _nibbles(weights, at):
-    """Eight inputs of a block's rows: the first and the second four."""
+def _crumbs(weights, at, half):
+    """Eight inputs of a block's rows, the first or the second ones of a line: their first and their second four."""
+    line, mask = load_i32(weights, at) >> 4 * half, splat_i32(0x03030303)
+    return bitcast_u8(line & mask), bitcast_u8(line >> 2 & mask)
+
+
+@bare_kernel
+def _nibbles(weights, at, half):
     line = load_u8(weights, at)
     return low_nibbles(line), high_nibbles(line)
 
 
 @bare_kernel
-def _bytes(weights, at):
+def _bytes(weights, at, half):
     return load_u8(weights, at), load_u8(weights, at + _VECTOR)
 
 
@@ -66,8 +75,10 @@ def _zeros_u8(weights, at):
 def _make_sums(width: int, bits: int) -> Callable[..., None]:
     """The kernel that puts a piece's sums for one tile of `width` columns into `stage`, or, behind the first stretch,
     adds them to what is there."""
-    eight_inputs, dot, zeros_of = (_nibbles, dot_u7i8, _zeros_u8) if bits == 4 else (_bytes, dot_u8i8, load_f16)
-    step = _VECTOR * bits // 4  # bytes of eight inputs
+    eight_inputs, dot = {2: (_crumbs, dot_u7i8), 4: (_nibbles, dot_u7i8), 8: (_bytes, dot_u8i8)}[bits]
+    zeros_of = _zeros_u8 if bits == 4 else load_f16
+    eights = 2 if bits == 2 else 1  # of a step
+    step = _VECTOR * bits // 4 * eights  # in bytes
 
     @bare_kernel
     def sums_of(stage, at, g, weights, scales, zero_step, zeros, quads, column, xs, all_groups, groups, group):
@@ -80,18 +91,19 @@ def _make_sums(width: int, bits: int) -> Callable[..., None]:
         sums = tile(zero_f32(), width)
         for _ in range(groups):
             first, second = tile(zero_i32(), width), tile(zero_i32(), width)
-            for _ in range(group // 8):
-                left, right = eight_inputs(weights, line)
-                if width > 2:
-                    first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
-                    first = dot(first, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
-                else:  # twice the chains, or the processor waits for each dot product
-                    first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
-                    second = dot(second, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
+            for _ in range(group // (8 * eights)):
+                for half in range(eights):
+                    left, right = eight_inputs(weights, line, half)
+                    if width > 2:
+                        first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
+                        first = dot(first, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
+                    else:  # twice the chains, or the processor waits for each dot product
+                        first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
+                        second = dot(second, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
+                    quad += 2 * width
                 for ahead in range(PREFETCH_BYTES, PREFETCH_BYTES + step, ALIGNMENT):
                     prefetch(weights, line + ahead)
                 line += step
-                quad += 2 * width
             if width <= 2:
                 first += second
             zero = zeros_of(weights, zeros)
@@ -176,14 +188,14 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
     return sweep
 
 
-def _make_op(bits: int) -> Callable[..., None]:
+def _make_blocks(bits: int) -> Callable[..., None]:
+    """The kernel that takes a range of blocks through all tiles."""
     sweep_1, sweep_2, sweep_4 = (_make_sweep(width, bits) for width in (1, 2, 4))
     widest = _make_sweep(WIDEST, bits) if WIDEST > 4 else sweep_4
 
     @bare_kernel
-    def op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
-        columns, at = tokens * planes, ith * STAGE
-        first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)
+    def blocks_of(out, quads, xs, stage, weights, op, tokens, planes, first, last, at):
+        columns = tokens * planes
         full = full_columns(columns)
         if full > 0:
             widest(out, quads, xs, stage, weights, op, columns, planes, 0, full, first, last, at)
@@ -195,10 +207,24 @@ def _make_op(bits: int) -> Callable[..., None]:
         elif rest > 2:
             sweep_4(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
 
+    return blocks_of
+
+
+def _make_op(blocks_of: Callable[..., None]) -> Callable[..., None]:
+    @bare_kernel
+    def op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
+        first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)
+        blocks_of(out, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
+
     return op_linear
 
 
+#: int2_blocks(out, quads, xs, stage, weights, op, tokens, planes, first, last, at): blocks first .. last - 1 of a linear,
+#: by a thread whose part of `stage` begins at `at`; else as `op_linear_int2`.
+int2_blocks = _make_blocks(2)
+int4_blocks = _make_blocks(4)
 #: op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth), where `op` is a record with the fields of
 #: `LINEAR_FIELDS`: out float32; quads int32 and xs float32 as `op_quantize` left them; stage float32; weights uint8.
-op_linear_int4 = _make_op(4)
-op_linear_int8 = _make_op(8)
+op_linear_int2 = _make_op(int2_blocks)
+op_linear_int4 = _make_op(int4_blocks)
+op_linear_int8 = _make_op(_make_blocks(8))

@@ -19,7 +19,13 @@ from edgellm.model.rope import Rope
 
 _ALIGNED_FLOATS = 16
 _LINEARS = {LinearKind.F16: Kind.LINEAR_F16, LinearKind.INT8: Kind.LINEAR_INT8, LinearKind.INT4: Kind.LINEAR_INT4}
-_LOGITS = {LinearKind.F16: Kind.LOGITS_F16, LinearKind.INT8: Kind.LOGITS_INT8, LinearKind.INT4: Kind.LOGITS_INT4}
+_LOGITS = {
+    LinearKind.F16: Kind.LOGITS_F16,
+    LinearKind.INT8: Kind.LOGITS_INT8,
+    LinearKind.INT4: Kind.LOGITS_INT4,
+    LinearKind.INT2: Kind.LOGITS_INT2,
+}
+_REFINES = {LinearKind.INT4: Kind.REFINE_INT4, LinearKind.INT2: Kind.REFINE_INT2}
 #: Kinds of ops that become rows.
 OPS = ("embed", "inputs", "rms_norm", "linear", "store_kv", "rope", "attention", "act_mul", "add", "logits")
 #: The buffer of the rows whose logits are wanted.
@@ -142,7 +148,10 @@ class _Lowering:
         table = self.packed.linears[op.weights[0]]
         out = op.outputs[0]
         fields = {**self._at("out", out), **_weight_fields(table), "code": table.layout.kind}
-        self._row(Kind.EMBED, op, (), (out,), **fields, multiplier=op.attributes["multiplier"])
+        fields["multiplier"] = op.attributes["multiplier"]
+        self._row(Kind.EMBED, op, (), (out,), **fields)
+        if table.layout.halves == 2:
+            self._row(Kind.EMBED, op, (out,), (out,), **fields | _second_half(table))
 
     def _rms_norm(self, op: Op) -> None:
         source, out = op.inputs[0], op.outputs[0]
@@ -239,11 +248,23 @@ class _Lowering:
         form = self._prepare(op, PICKED, weight, None, LOGITS)
         fields = {**self._at("source", PICKED), **_weight_fields(weight), "permutation": form[2], "over": LOGITS}
         vocab = weight.layout.rows
-        self._row(_LOGITS[weight.layout.kind], op, ("activations",), ("logits",), **fields, out=0, out_stride=vocab)
+        fields |= {"out": 0, "out_stride": vocab}
+        self._row(_LOGITS[weight.layout.kind], op, ("activations",), ("logits",), **fields)
+        if weight.layout.halves == 2:
+            peaks = {"other": self.act_floats}
+            self.act_floats += round_up(weight.layout.blocks, _ALIGNED_FLOATS)
+            self._row(Kind.PEAKS, op, ("logits",), ("peaks",), **peaks, width=vocab, over=LOGITS)
+            fields |= _second_half(weight) | {"bias": -1}
+            reads = ("activations", "logits", "peaks")
+            self._row(_REFINES[weight.layout.kind], op, reads, ("logits",), **fields | peaks)
         cap, multiplier = op.attributes["softcap"] or 0.0, op.attributes["multiplier"]
         if cap or multiplier != 1.0:
             fields = {"source": 0, "source_stride": vocab, "width": vocab, "multiplier": multiplier, "cap": cap}
             self._row(Kind.SOFTCAP, op, ("logits",), ("logits",), **fields, over=LOGITS)
+
+
+def _second_half(weight: PackedLinear) -> dict[str, Any]:
+    return {"weight": weight.offset + weight.layout.half_bytes, "adds": 1}
 
 
 def _weight_fields(weight: PackedLinear) -> dict[str, Any]:

@@ -25,16 +25,20 @@ class Kind(IntEnum):
     LOGITS_F16 = 5
     LOGITS_INT8 = 6
     LOGITS_INT4 = 7
-    STORE_KV = 8
-    ROPE = 9
-    ATTEND = 10
-    ATTEND_MERGE = 11
-    EMBED = 12
-    RMS_NORM = 13
-    ACT_MUL = 14
-    ADD = 15
-    PICK_ROWS = 16
-    SOFTCAP = 17
+    LOGITS_INT2 = 8
+    REFINE_INT4 = 9
+    REFINE_INT2 = 10
+    STORE_KV = 11
+    ROPE = 12
+    ATTEND = 13
+    ATTEND_MERGE = 14
+    EMBED = 15
+    RMS_NORM = 16
+    ACT_MUL = 17
+    ADD = 18
+    PICK_ROWS = 19
+    PEAKS = 20
+    SOFTCAP = 21
 
 
 #: Which count of rows an op runs over: all tokens of the step, or those whose logits are wanted.
@@ -48,7 +52,7 @@ OP_DTYPE = np.dtype(
         ("program_op", np.int64),  # index in the program, for profiles and traces
         ("layer", np.int64),
         *LINEAR_FIELDS,
-        ("other", np.int64),  # the second buffer: up, v, y
+        ("other", np.int64),  # the second buffer: up, v, y; of the lm_head, its peaks
         ("other_stride", np.int64),
         ("width", np.int64),
         ("code", np.int64),  # of the activation; of the embedding, its `LinearKind`

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgellm.backends.cpu.arena import Arena
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout
-from edgellm.backends.cpu.packed_plan import STORED_NAMES, piece_rows, plan_packing
+from edgellm.backends.cpu.packed_plan import piece_rows, plan_packing
 from edgellm.backends.cpu.packing import (
     dense_factor,
     factor_fits,
@@ -65,9 +65,9 @@ class PackedWeights:
     vectors: dict[str, int]
 
     def describe_head(self) -> dict[str, str | int]:
-        """What the lm_head is stored as, "int4", "int8" or "float16", and its bytes, which every token reads."""
+        """What the lm_head is stored as, "int4", "int8" or "float16", and its bytes."""
         layout = self.linears["lm_head"].layout
-        return {"lm_head": STORED_NAMES[layout.kind], "lm_head_bytes": layout.nbytes}
+        return {"lm_head": layout.stored_name, "lm_head_bytes": layout.nbytes}
 
 
 def pack_weights(
@@ -180,7 +180,7 @@ class _Packer:
         step = piece_rows(layout)
         for first in range(0, layout.rows, step):
             last = min(first + step, layout.rows)
-            nbytes = -(-(last - first) // layout.lanes) * layout.block_bytes if counts else 0
+            nbytes = layout.halves * -(-(last - first) // layout.lanes) * layout.block_bytes if counts else 0
             self._jobs.submit(nbytes, partial(self._named, dense.name, dense.pack, first, last, factor))
 
     def _finish(self, dense: _Dense) -> None:

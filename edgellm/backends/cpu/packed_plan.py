@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from edgellm.backends.cpu.layout import BAND, LinearKind, LinearLayout, round_up
 from edgellm.backends.cpu.linear_pack import scratch_floats
+from edgellm.backends.cpu.linear_refine import HALVED_FROM
 from edgellm.backends.cpu.packing import plan_linear
 from edgellm.errors import UsageError
 from edgellm.formats.stored import WHOLE_BITS
@@ -13,9 +14,9 @@ from edgellm.model.program import Program
 from edgellm.model.weights import Weights
 
 #: Bits of the embedding and an unquantized lm_head, by the option's value.
-HEAD_BITS = {"int8": 8, "int4": 4, "keep": 16}
-#: Names of what is stored, by kind.
-STORED_NAMES = {LinearKind.F16: "float16", LinearKind.INT8: "int8", LinearKind.INT4: "int4"}
+HEAD_BITS = {"int8": 8, "int8-whole": 8, "int4": 4, "int4-whole": 4, "keep": 16}
+#: Those of which large ones are stored in halves.
+_HALVED = ("int8", "int4")
 _DENSE_BITS = 16
 _FLOAT_BYTES = 4
 #: Numbers of a dense weight that are read at a time: enough to pay for the call, too few to leave a large cache.
@@ -80,7 +81,10 @@ def _add_linear(plan: PackingPlan, name: str, weights: Weights, head: str) -> Li
     rows, inputs = weights.program.weights[name].shape
     stored = {"kind": weights.stored_dtype(name)} if name == _EMBEDDING else weights.describe(name)
     if "group_size" not in stored:
+        is_head = name == _HEAD or (name == _EMBEDDING and weights.lm_head_is_embedding)
         layout = plan_linear(rows, inputs, dense_bits(name, weights, head))
+        if is_head and head in _HALVED and layout.blocks >= HALVED_FROM:
+            layout = plan_linear(rows, inputs, layout.bits, halves=2)
         plan.largest_tensor = max(plan.largest_tensor, rows * inputs * _ITEM_BYTES.get(stored["kind"], _FLOAT_BYTES))
         plan.largest_piece = max(plan.largest_piece, _piece_bytes(layout))
         return layout
@@ -100,7 +104,7 @@ def dense_bits(name: str, weights: Weights, head: str) -> int:
     """Bits that a dense weight is stored with. Four-bit storage is the head's alone: an embedding that is not the head
     has 8 then, for a token reads one row of it."""
     if name == _EMBEDDING:
-        return 8 if head == "int4" and not weights.lm_head_is_embedding else HEAD_BITS[head]
+        return 8 if HEAD_BITS[head] == 4 and not weights.lm_head_is_embedding else HEAD_BITS[head]
     return HEAD_BITS[head] if name == _HEAD else _DENSE_BITS
 
 

@@ -28,14 +28,16 @@ _INT8_GROUPS = (128, 64, 32, 16)
 _INT4_GROUP = 32
 #: Zero points of weights quantized here.
 _MIDDLES = {LinearKind.INT8: 128, LinearKind.INT4: 8}
+#: Those of the halves of 4 bits, q = 4 (high - 1.625) + (low - 1.5): each is in the middle of what it may be.
+_INT2_MIDDLES = (1.625, 1.5)
 #: How much smaller than the largest weight the largest scale is, roughly: a power of two that keeps it below 2**16.
-_SCALES_PER_WEIGHT = {LinearKind.F16: 1, LinearKind.INT8: 128, LinearKind.INT4: 8}
+_SCALES_PER_WEIGHT = {LinearKind.F16: 1, LinearKind.INT8: 128, LinearKind.INT4: 8, LinearKind.INT2: 2}
 #: Largest magnitude of dense weights as they are published; its inverse is the least.
 _USUAL_LARGEST = 255.0
 
 
 def plan_linear(
-    rows: int, inputs: int, bits: int, group_size: int | None = None, own_zeros: bool = True
+    rows: int, inputs: int, bits: int, group_size: int | None = None, own_zeros: bool = True, halves: int = 1
 ) -> LinearLayout:
     """The layout of a weight of that shape.
 
@@ -43,6 +45,7 @@ def plan_linear(
         bits: 2 to 8 for codes; 16 for dense numbers.
         group_size: of the codes; None for a dense weight, which is quantized where `bits` is 8 or 4.
         own_zeros: whether zero points differ; False where they are all the same.
+        halves: 2 for a dense weight in halves, of 8 or 4 bits.
 
     Raises:
         UsageError: dense with other than 4, 8 or 16 bits.
@@ -53,9 +56,11 @@ def plan_linear(
         if bits == 16:
             return LinearLayout(LinearKind.F16, rows, inputs, 1)
         if bits == 4:
-            return LinearLayout(LinearKind.INT4, rows, inputs, _INT4_GROUP)
+            kind = LinearKind.INT2 if halves == 2 else LinearKind.INT4
+            return LinearLayout(kind, rows, inputs, _INT4_GROUP, halves=halves)
         group = min(_INT8_GROUPS, key=lambda group: (round_up(inputs, group), -group))
-        return LinearLayout(LinearKind.INT8, rows, inputs, group)
+        kind = LinearKind.INT4 if halves == 2 else LinearKind.INT8
+        return LinearLayout(kind, rows, inputs, group, halves=halves)
     group = memory_group(group_size, inputs)
     if group is None:
         return LinearLayout(LinearKind.F16, rows, inputs, 1)
@@ -179,7 +184,7 @@ def pack_rows(
     for part in layout.parts(first_row // height, -(-(first_row + rows) // height)):
         first, last = part.first_group * layout.group, part.last_group * layout.group
         sizes = (layout.kind, last - first, layout.group, layout.lines_offset(part.groups))
-        where = (part.offset, layout.piece_bytes(part.groups))
+        where = (part.offset, layout.piece_bytes(part.groups), layout.half_bytes if layout.halves == 2 else 0)
         begin = part.first_block * layout.lanes - first_row
         end = min(part.last_block * layout.lanes - first_row, rows)
         # a row that is one stretch goes to its end, which is behind its inputs where it was filled up
@@ -229,7 +234,10 @@ def write_head(out: np.ndarray, layout: LinearLayout, zero: int | None = None) -
     if layout.kind == LinearKind.F16:
         return
     dtype = np.uint8 if layout.kind == LinearKind.INT4 else np.float16
-    out[:HEAD_BYTES].view(dtype)[: layout.lanes] = _MIDDLES[layout.kind] if zero is None else zero
+    middles = _INT2_MIDDLES if layout.kind == LinearKind.INT2 else [_MIDDLES[layout.kind]] * layout.halves
+    for half, middle in enumerate(middles):
+        zeros = out[half * layout.half_bytes :][:HEAD_BYTES].view(dtype)
+        zeros[: layout.lanes] = middle if zero is None else zero
 
 
 class PartView:
@@ -286,6 +294,10 @@ def unpack_linear(packed: np.ndarray, layout: LinearLayout, factor: float) -> np
         (part,) = layout.parts()
         weight = _untransposed(PartView(packed, layout, part).lines).astype(np.float32)
         return weight[: layout.rows, : layout.inputs] * np.float32(factor)
+    if layout.halves == 2:
+        half = replace(layout, halves=1)
+        high, low = packed[: half.nbytes], packed[half.nbytes :]
+        return unpack_linear(high, half, factor) + unpack_linear(low, half, factor)
     codes, zeros, scales = unpack_codes(packed, layout)
     grouped = codes.reshape(layout.rows, layout.groups, layout.group) - zeros[..., None]
     weight = (grouped * scales[..., None]).reshape(layout.rows, -1)
@@ -304,8 +316,10 @@ def unpack_codes(packed: np.ndarray, layout: LinearLayout) -> tuple[np.ndarray, 
         rows = slice(part.first_block * layout.lanes, part.last_block * layout.lanes)
         groups = slice(part.first_group, part.last_group)
         quads = _untransposed(places.lines)
-        if layout.kind == LinearKind.INT4:
-            quads = np.stack([quads & 0x0F0F0F0F, quads >> 4 & 0x0F0F0F0F], axis=2).reshape(len(quads), -1)
+        if layout.bits < 8:
+            mask = np.uint32(0x01010101 * ((1 << layout.bits) - 1))
+            cut = [quads >> shift & mask for shift in range(0, 8, layout.bits)]
+            quads = np.stack(cut, axis=2).reshape(len(quads), -1)
         columns = slice(part.first_group * layout.group, part.last_group * layout.group)
         codes[rows, columns] = np.ascontiguousarray(quads).view(np.uint8)
         scales[rows, groups] = _untransposed(places.scales)

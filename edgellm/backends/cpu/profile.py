@@ -10,6 +10,7 @@ import numpy as np
 from edgellm.backends.cpu.cache import CHUNK, CHUNK_BYTES, CpuCache
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout
+from edgellm.backends.cpu.linear_refine import refined_bytes
 from edgellm.backends.cpu.optable import TOKENS, Kind
 from edgellm.backends.interface import Batch
 from edgellm.errors import BackendUnavailable
@@ -22,7 +23,12 @@ LINEAR_KINDS = {
     Kind.LOGITS_F16: LinearKind.F16,
     Kind.LOGITS_INT8: LinearKind.INT8,
     Kind.LOGITS_INT4: LinearKind.INT4,
+    Kind.LOGITS_INT2: LinearKind.INT2,
+    Kind.REFINE_INT4: LinearKind.INT4,
+    Kind.REFINE_INT2: LinearKind.INT2,
 }
+#: Rows that add low halves.
+_REFINES = (Kind.REFINE_INT4, Kind.REFINE_INT2)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,10 @@ def row_bytes(row: np.void, cache: CpuCache, batch: Batch) -> int:
     kind = Kind(int(row["kind"]))
     if kind in LINEAR_KINDS:
         used = row["over"] == TOKENS or len(batch.logits_rows) > 0
-        return layout_of_row(row).nbytes if used else 0
+        layout = layout_of_row(row)
+        if kind in _REFINES and not batch.exact and len(batch.logits_rows) == 1:
+            return refined_bytes(layout)
+        return layout.nbytes if used else 0
     if kind != Kind.ATTEND:
         return 0
     geometry = cache.geometry
@@ -133,7 +142,7 @@ def work_of(table: np.ndarray) -> Work:
         if Kind(int(row["kind"])) not in LINEAR_KINDS:
             continue
         layout = layout_of_row(row)
-        weights += layout.nbytes
+        weights += refined_bytes(layout) if row["kind"] in _REFINES else layout.nbytes
         if layout.kind != LinearKind.F16 and row["over"] == TOKENS:
             integers += 2 * layout.rows * layout.inputs
     return Work(weights, integers)

@@ -195,7 +195,7 @@ class CpuRunner:
     def _step(self, batch: Batch, plan: StepPlan) -> tuple[np.ndarray, ...]:
         bounds, joined = _joined_kinds(plan.kinds)
         tables = [rope_tables(rope, plan) for rope in self._lowered.ropes]
-        counts = np.array([len(batch.token_ids), len(batch.logits_rows)], np.int64)
+        counts = np.array([len(batch.token_ids), len(batch.logits_rows), batch.exact], np.int64)
         cos, sin, ropes = _joined_tables(tables)
         return (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, cos, sin, ropes)
 

@@ -17,7 +17,8 @@ from edgellm.backends.cpu.barrier import barrier
 from edgellm.backends.cpu.cache_store import op_store_kv
 from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_embed import op_embed
-from edgellm.backends.cpu.linear_int import op_linear_int4, op_linear_int8
+from edgellm.backends.cpu.linear_int import op_linear_int2, op_linear_int4, op_linear_int8
+from edgellm.backends.cpu.linear_refine import op_peaks, op_refine_int2, op_refine_int4
 from edgellm.backends.cpu.norm import op_rms_norm
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
@@ -28,15 +29,18 @@ from edgellm.simd import ticks
 EMBED, RMS_NORM = int(Kind.EMBED), int(Kind.RMS_NORM)
 QUANTIZE, ARRANGE = int(Kind.QUANTIZE), int(Kind.ARRANGE)
 LINEAR_F16, LINEAR_INT8, LINEAR_INT4 = int(Kind.LINEAR_F16), int(Kind.LINEAR_INT8), int(Kind.LINEAR_INT4)
-LOGITS_INT8, LOGITS_INT4 = int(Kind.LOGITS_INT8), int(Kind.LOGITS_INT4)
+LOGITS_INT8, LOGITS_INT4, LOGITS_INT2 = int(Kind.LOGITS_INT8), int(Kind.LOGITS_INT4), int(Kind.LOGITS_INT2)
+REFINE_INT4, REFINE_INT2 = int(Kind.REFINE_INT4), int(Kind.REFINE_INT2)
 STORE_KV, ROPE = int(Kind.STORE_KV), int(Kind.ROPE)
 ATTEND_MERGE = int(Kind.ATTEND_MERGE)
-ACT_MUL, ADD, PICK_ROWS = int(Kind.ACT_MUL), int(Kind.ADD), int(Kind.PICK_ROWS)
+ACT_MUL, ADD, PICK_ROWS, PEAKS = int(Kind.ACT_MUL), int(Kind.ADD), int(Kind.PICK_ROWS), int(Kind.PEAKS)
 
 #: Elements of `shape`, the sizes that are the same for every op.
 HEADS, KV_HEADS, HEAD_DIM, WORK_STRIDE, WIDE_STRIDE = range(5)
 #: Columns of `ropes`, a row a rotation: of `RopeTables`, tables counted from the start of the joined arrays.
 HALF, BY_POSITION, BY_NUMBER, BY_TURN = range(4)
+#: Elements of `counts`: tokens, rows whose logits are wanted (`optable.TOKENS` and `LOGITS`), `Batch.exact`.
+TOKENS, LOGITS, EXACT = range(3)
 #: Columns of `bounds`, a row a kind of layer: where its runs, items and merges begin and end, and its tiles.
 FIRST_RUN, LAST_RUN, FIRST_ITEM, LAST_ITEM, FIRST_MERGE, LAST_MERGE, TILES = range(7)
 
@@ -68,6 +72,14 @@ def run_linear(model, space, step, op, count, planes, ith, nth):
     elif kind in (LINEAR_INT8, LOGITS_INT8):
         out = act if kind == LINEAR_INT8 else logits
         op_linear_int8(out, quads, xs, stage, weights, op, count, planes, ith, nth)
+    elif kind == LOGITS_INT2:
+        op_linear_int2(logits, quads, xs, stage, weights, op, count, planes, ith, nth)
+    elif kind in (REFINE_INT4, REFINE_INT2):
+        exact = step[0][EXACT] != 0 or count != 1
+        if kind == REFINE_INT4:
+            op_refine_int4(logits, quads, xs, stage, weights, act, op, count, planes, exact, ith, nth)
+        else:
+            op_refine_int2(logits, quads, xs, stage, weights, act, op, count, planes, exact, ith, nth)
     else:
         out = act if kind == LINEAR_F16 else logits
         op_linear_f16(out, xs, stage, weights, op, count, ith, nth)
@@ -199,6 +211,9 @@ def run_elements(model, space, step, op, count, ith, nth):
         op_add(act, out, out_stride, op["other"], op["other_stride"], op["multiplier"], count, width, ith, nth)
     elif kind == PICK_ROWS:
         op_pick_rows(act, op, step[2], ith, nth)
+    elif kind == PEAKS:
+        if step[0][EXACT] == 0 and count == 1:
+            op_peaks(act, op["other"], logits, width, ith, nth)
     else:
         op_softcap(logits, 0, op["source_stride"], op["multiplier"], op["cap"], count, width, ith, nth)
 
@@ -215,7 +230,7 @@ def walk(model, space, cache, step, layer_kinds, planes, first, last, times, syn
         op = table[row]
         kind = op["kind"]
         count = counts[op["over"]]
-        if kind <= LOGITS_INT4:
+        if kind <= REFINE_INT2:
             run_linear(model, space, step, op, count, planes, ith, nth)
         elif kind <= ATTEND_MERGE:
             run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth)

@@ -10,7 +10,7 @@ from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_embed import op_embed
 from edgellm.backends.cpu.linear_int import op_linear_int4, op_linear_int8
 from edgellm.backends.cpu.linear_tiles import LINEAR_FIELDS, STAGE, scratch_sizes
-from edgellm.backends.cpu.packing import layout_of, pack_linear, unpack_linear
+from edgellm.backends.cpu.packing import layout_of, pack_linear, plan_linear, unpack_linear
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
 from edgellm.formats import QuantizedTensor
 
@@ -59,8 +59,15 @@ def quantized(x: np.ndarray, group: int, planes: int) -> np.ndarray:
 class Linear:
     """A packed weight with the scratch, the op's record and the calls around its kernels."""
 
-    def __init__(self, weight: QuantizedTensor | np.ndarray, dense_bits: int = 16, bias: np.ndarray | None = None):
-        self.layout = layout_of(weight, dense_bits)
+    def __init__(
+        self,
+        weight: QuantizedTensor | np.ndarray,
+        dense_bits: int = 16,
+        bias: np.ndarray | None = None,
+        *,
+        halves: bool = False,
+    ):
+        self.layout = plan_linear(*weight.shape, dense_bits, halves=2) if halves else layout_of(weight, dense_bits)
         self.arena = Arena(self.layout.nbytes + 256 + 4 * self.layout.blocks * self.layout.lanes)
         self.arena.take(64)  # so that no offset is 0
         self.ops, layout = np.zeros(1, LINEAR_FIELDS), self.layout
@@ -130,11 +137,22 @@ class Linear:
         assert (out[:, rows:] == 7.0).all(), "written behind the rows"
         return out[:, :rows].copy()
 
+    def half(self, number: int) -> np.void:
+        """The op's record for the first or the second half of a weight in halves, which has no bias then."""
+        ops = self.ops.copy()
+        if number == 1:
+            ops["weight"] += self.layout.half_bytes
+            ops["bias"] = -1
+        return ops[0]
+
     def rows_of(self, token_ids: np.ndarray, nth: int = 1) -> np.ndarray:
         """Rows by `op_embed`, float32 [T, inputs], times 0.5."""
         inputs, tokens = self.layout.inputs, len(token_ids)
         out = np.full(tokens * (inputs + 1), 7.0, np.float32)
         self.ops["out"], self.ops["out_stride"] = 0, inputs + 1
-        for ith in range(nth):
-            op_embed(out, self.arena.bytes, self.ops[0], token_ids, int(self.layout.kind), 0.5, tokens, ith, nth)
+        for half in range(self.layout.halves):
+            self.ops["adds"] = half
+            op = self.half(half)
+            for ith in range(nth):
+                op_embed(out, self.arena.bytes, op, token_ids, int(self.layout.kind), 0.5, tokens, ith, nth)
         return out.reshape(tokens, -1)[:, :inputs]

@@ -1,0 +1,129 @@
+"""A large lm_head at half its bytes: all rows to half of their bits, then the other half of those that may win.
+
+A token is drawn from the largest logits; of a vocabulary of 150,000 the others hardly matter, yet their rows are a
+third of what a small model reads for a token. So where a step's logits are only drawn from (`Batch.exact`), and for one
+sequence, a weight in halves (`layout.py`) is gone through as [the preview of SVD-softmax, Shim et al., NIPS 2017, with
+bit planes in place of singular vectors]
+
+    logits = high halves                               of all rows
+    peak   = largest logit of a block of LANES rows
+    logits += low halves                               of the `REFINED` blocks with the highest peaks
+
+The logits of those rows are, to the bit, what both halves of all rows give. The others keep the error of a low half: of
+Gaussian weights and inputs 0.13 of the logits' standard deviation where 8 bits are halved, 0.31 where 4 are. On real
+models, at 5888 positions of held-out text, with as large a share of the rows refined as 256 and 512 blocks are of
+128,000 rows; mean KL divergence from all bits of all rows, and how often the first token is the same:
+
+                                     8 bits halved, 3 %   4 bits halved, 6 %   (all 4 bits, from float weights)
+    embedded model, 2048 rows        0.0007  1.0000       0.0044  1.0000       (0.0023  0.9688)
+    stories260K,     512 rows        0.0040  1.0000       0.0186  0.9998       (0.0195  0.9158)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgellm.backends.cpu.layout import LinearKind, LinearLayout
+from edgellm.backends.cpu.linear_int import int2_blocks, int4_blocks
+from edgellm.backends.cpu.linear_tiles import STAGE
+from edgellm.backends.cpu.work import bare_kernel, share
+from edgellm.simd import (
+    F32_LANES,
+    load_f32,
+    maximum,
+    minimum,
+    reduce_add,
+    reduce_max,
+    select,
+    splat_f32,
+    zero_f32,
+)
+
+_LANES = F32_LANES
+#: Blocks that get all their bits, at least, by what halves are stored as; at most an eighth more, but for equal peaks.
+REFINED = {LinearKind.INT4: 256, LinearKind.INT2: 512}
+#: Blocks from which on a weight is stored in halves: below, the low halves that are read would be most of them.
+HALVED_FROM = 1280
+#: Halvings of the range of peaks until their bound is as good as float32 tells them apart.
+_HALVINGS = 24
+_LOWEST = np.float32(-3e38)
+
+
+@bare_kernel
+def op_peaks(act, at, logits, rows, ith, nth):
+    """The largest logit of each block into act[at ...], `_LOWEST` up to a whole number of vectors behind them."""
+    blocks = (rows + _LANES - 1) // _LANES
+    first, last = share(ith, nth, (blocks + _LANES - 1) // _LANES * _LANES)
+    for block in range(first, last):
+        row, peak = block * _LANES, _LOWEST
+        if row + _LANES <= rows:
+            peak = reduce_max(load_f32(logits, row))
+        else:
+            for i in range(row, rows):
+                peak = max(peak, logits[i])
+        act[at + block] = peak
+
+
+@bare_kernel
+def _count(act, at, padded, bound):
+    """How many of the peaks reach `bound`."""
+    total, least = zero_f32(), splat_f32(bound)
+    for i in range(at, at + padded, _LANES):
+        total += select(load_f32(act, i) >= least, splat_f32(1.0), zero_f32())
+    return np.int64(reduce_add(total))
+
+
+@bare_kernel
+def _bound(act, at, blocks, wanted):
+    """A bound that `wanted` peaks or an eighth more reach; more where some are equal, none where they are no numbers."""
+    highest, lowest = load_f32(act, at), load_f32(act, at)
+    for i in range(0, blocks - blocks % _LANES, _LANES):
+        peaks = load_f32(act, at + i)
+        highest, lowest = maximum(peaks, highest), minimum(peaks, lowest)
+    low, high = -reduce_max(-lowest), reduce_max(highest)
+    padded = (blocks + _LANES - 1) // _LANES * _LANES
+    for _ in range(_HALVINGS):
+        middle = low + (high - low) * np.float32(0.5)
+        count = _count(act, at, padded, middle)
+        if count < wanted:
+            high = middle
+        else:
+            low = middle
+            if count <= wanted + wanted // 8:
+                break
+    return low
+
+
+def _make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., None]:
+    @bare_kernel
+    def op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth):
+        blocks = (op["rows"] + _LANES - 1) // _LANES
+        if exact:
+            first, last = share(ith, nth, blocks)
+            blocks_of(logits, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
+            return
+        at = op["other"]
+        bound = _bound(act, at, blocks, wanted)
+        first, last = share(ith, nth, _count(act, at, (blocks + _LANES - 1) // _LANES * _LANES, bound))
+        number = 0
+        for block in range(blocks):
+            if act[at + block] >= bound:
+                if first <= number < last:
+                    blocks_of(logits, quads, xs, stage, weights, op, tokens, planes, block, block + 1, ith * STAGE)
+                number += 1
+
+    return op_refine
+
+
+#: op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth) adds the products of low
+#: halves: of all blocks where `exact`, else, and then of one token, of those with the highest peaks, which are at
+#: act[op.other ...] as `op_peaks` left them. The rest as in `linear_int.py`.
+op_refine_int2 = _make_refine(int2_blocks, REFINED[LinearKind.INT2])
+op_refine_int4 = _make_refine(int4_blocks, REFINED[LinearKind.INT4])
+
+
+def refined_bytes(layout: LinearLayout) -> int:
+    """Bytes that are read of low halves with that layout where not all are, as a rule."""
+    return layout.head_bytes + min(REFINED[layout.kind], layout.blocks) * layout.block_bytes
