@@ -219,8 +219,8 @@ def _make_op(blocks_of: Callable[..., None]) -> Callable[..., None]:
     return op_linear
 
 
-#: int2_blocks(out, quads, xs, stage, weights, op, tokens, planes, first, last, at): blocks first .. last - 1 of a linear,
-#: by a thread whose part of `stage` begins at `at`; else as `op_linear_int2`.
+#: int2_blocks(out, quads, xs, stage, weights, op, tokens, planes, first, last, at): blocks first .. last - 1, by a
+#: thread whose part of `stage` begins at `at`; else as `op_linear_int2`.
 int2_blocks = _make_blocks(2)
 int4_blocks = _make_blocks(4)
 #: op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth), where `op` is a record with the fields of

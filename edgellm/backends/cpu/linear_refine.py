@@ -77,7 +77,7 @@ def _count(act, at, padded, bound):
 
 @bare_kernel
 def _bound(act, at, blocks, wanted):
-    """A bound that `wanted` peaks or an eighth more reach; more where some are equal, none where they are no numbers."""
+    """A bound that `wanted` peaks or an eighth more reach; more where some are equal, none where they are NaN."""
     highest, lowest = load_f32(act, at), load_f32(act, at)
     for i in range(0, blocks - blocks % _LANES, _LANES):
         peaks = load_f32(act, at + i)

@@ -39,8 +39,8 @@ ACT_MUL, ADD, PICK_ROWS, PEAKS = int(Kind.ACT_MUL), int(Kind.ADD), int(Kind.PICK
 HEADS, KV_HEADS, HEAD_DIM, WORK_STRIDE, WIDE_STRIDE = range(5)
 #: Columns of `ropes`, a row a rotation: of `RopeTables`, tables counted from the start of the joined arrays.
 HALF, BY_POSITION, BY_NUMBER, BY_TURN = range(4)
-#: Elements of `counts`: tokens, rows whose logits are wanted (`optable.TOKENS` and `LOGITS`), `Batch.exact`.
-TOKENS, LOGITS, EXACT = range(3)
+#: Element of `counts` behind the counts of rows that `optable` names: `Batch.exact`.
+EXACT = 2
 #: Columns of `bounds`, a row a kind of layer: where its runs, items and merges begin and end, and its tiles.
 FIRST_RUN, LAST_RUN, FIRST_ITEM, LAST_ITEM, FIRST_MERGE, LAST_MERGE, TILES = range(7)
 
