@@ -15,7 +15,7 @@ With `NUMBA_DISABLE_JIT=1` the same kernel runs as plain Python, with every acce
 
     types       F32 I32 I16 I8 U8, and the mask of a comparison; nothing converts by itself
     make        zero_* splat_* first_n
-    memory      load_* store* broadcast_* prefetch; load_n_f32 and store_n for tails; f16, bf16, i8 convert on the way
+    memory      load_* store* broadcast_* prefetch*; load_n_f32 and store_n for tails; f16, bf16, i8 convert on the way
     arithmetic  + - * / abs - fma minimum maximum sqrt rsqrt exp sigmoid tanh
     bits        & | ^ ~ << >> low_nibbles high_nibbles bitcast_*
     compare     < <= > >= == != select

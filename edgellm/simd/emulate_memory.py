@@ -126,4 +126,8 @@ def prefetch(array: np.ndarray, index: int) -> None:
         raise IndexError(f"prefetch at {index}")
 
 
+def prefetch_once(array: np.ndarray, index: int) -> None:
+    prefetch(array, index)
+
+
 lift(globals())

@@ -173,6 +173,16 @@ def store_n(emit: Emitter, array: ir.Value, index: ir.Value, value: ir.Value, co
 @operation(form(types.void, ArrayOf(types.float32, types.int32, types.uint32, *_HALVES), _INDEX))
 def prefetch(emit: Emitter, array: ir.Value, index: ir.Value) -> None:
     """Ask for the cache line of that element, to be read soon and often. Beyond the array's end it does nothing."""
+    _ask(emit, array, index, 3)
+
+
+@operation(form(types.void, ArrayOf(types.float32, types.int32, types.uint32, *_HALVES), _INDEX))
+def prefetch_once(emit: Emitter, array: ir.Value, index: ir.Value) -> None:
+    """As `prefetch`, to be read once: the line is kept in the first cache alone, where the processor has a way to."""
+    _ask(emit, array, index, 0)
+
+
+def _ask(emit: Emitter, array: ir.Value, index: ir.Value, locality: int) -> None:
     pointer = emit.pointer(0, array, index, _BYTE, None)
-    arguments = [ir.Constant(_WORD, value) for value in (0, 3, 1)]  # read, keep in all caches, data
+    arguments = [ir.Constant(_WORD, value) for value in (0, locality, 1)]  # read, how many caches keep it, data
     emit.call("llvm.prefetch.p0", ir.VoidType(), pointer, *arguments)

@@ -124,6 +124,7 @@ for misuse in (
     lambda: tile_set(tile(words, 2), 2, words),
     lambda: atomic_add(np.zeros(4, np.int64), 4, 1),
     lambda: prefetch(u, -1),
+    lambda: prefetch_once(u, -1),
 ):
     try:
         misuse()
@@ -139,4 +140,4 @@ def test_the_emulated_ops_notice_what_the_lowered_ones_cannot() -> None:
     environ = clean(NUMBA_DISABLE_JIT="1")
     shown = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
     names = shown.stdout.split()
-    assert names == ["ValueError"] * 4 + ["IndexError"] * 2 + ["ValueError"] + ["IndexError"] * 6
+    assert names == ["ValueError"] * 4 + ["IndexError"] * 2 + ["ValueError"] + ["IndexError"] * 7

@@ -15,7 +15,18 @@ from edgellm.backends.cpu.layout import ALIGNMENT
 from edgellm.backends.cpu.linear_end import finish_tile
 from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST, full_columns
 from edgellm.backends.cpu.work import bare_kernel, share
-from edgellm.simd import F32_LANES, broadcast_f32, fma, indices, load_f16, prefetch, store, tile, zero_f32
+from edgellm.simd import (
+    F32_LANES,
+    broadcast_f32,
+    fma,
+    indices,
+    load_f16,
+    prefetch,
+    prefetch_once,
+    store,
+    tile,
+    zero_f32,
+)
 
 _LANES = F32_LANES
 _LINE = 2 * F32_LANES
@@ -23,6 +34,7 @@ _LINE = 2 * F32_LANES
 
 def _make_sums(width: int) -> Callable[..., None]:
     """The kernel that leaves a block's sums for one tile of `width` columns in `stage`."""
+    ask = prefetch if width == WIDEST else prefetch_once  # only the widest are several
 
     @bare_kernel
     def sums_of(stage, at, weights, line, xs, x, inputs):
@@ -34,7 +46,7 @@ def _make_sums(width: int) -> Callable[..., None]:
                 even = fma(other, broadcast_f32(xs, indices(x + width, 1, width)), even)
             else:
                 odd = fma(other, broadcast_f32(xs, indices(x + width, 1, width)), odd)
-            prefetch(weights, line + PREFETCH_BYTES)
+            ask(weights, line + PREFETCH_BYTES)
             line += 2 * _LINE
             x += 2 * width
         if inputs % 2 == 1:

@@ -9,6 +9,9 @@ registers and the weights unpacked once for all its columns. Up to `WIDEST` colu
 once, front to back, with the sums of a band's blocks kept from stretch to stretch. Beyond, a block's weights stay in
 the processor's cache from tile to tile.
 
+Weights that are read once are asked for past the caches, so that a step leaves some of what Python needs for the next
+one where it is (Qwen2.5-0.5B, Zen 4: a step is prepared in 84 in place of 103 us; nothing is lost where none is won).
+
 Bytes moved: the packed weight, and for every block the tiles' quads out of cache.
 """
 
@@ -38,6 +41,7 @@ from edgellm.simd import (
     load_u8_to_i32,
     low_nibbles,
     prefetch,
+    prefetch_once,
     splat_i32,
     store,
     tile,
@@ -72,9 +76,9 @@ def _zeros_u8(weights, at):
     return convert_f32(load_u8_to_i32(weights, at))
 
 
-def _make_sums(width: int, bits: int) -> Callable[..., None]:
+def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[..., None]:
     """The kernel that puts a piece's sums for one tile of `width` columns into `stage`, or, behind the first stretch,
-    adds them to what is there."""
+    adds them to what is there; `ask` is how weights are prefetched."""
     eight_inputs, dot = {2: (_crumbs, dot_u7i8), 4: (_nibbles, dot_u7i8), 8: (_bytes, dot_u8i8)}[bits]
     zeros_of = _zeros_u8 if bits == 4 else load_f16
     eights = 2 if bits == 2 else 1  # of a step
@@ -102,15 +106,15 @@ def _make_sums(width: int, bits: int) -> Callable[..., None]:
                         second = dot(second, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
                     quad += 2 * width
                 for ahead in range(PREFETCH_BYTES, PREFETCH_BYTES + step, ALIGNMENT):
-                    prefetch(weights, line + ahead)
+                    ask(weights, line + ahead)
                 line += step
             if width <= 2:
                 first += second
             zero = zeros_of(weights, zeros)
             exact = fma(-zero, broadcast_f32(xs, indices(scale_at + width, 1, width)), convert_f32(first))
             sums = fma(exact * broadcast_f32(xs, indices(scale_at, 1, width)), load_f16(weights, scales), sums)
-            prefetch(weights, scales + PREFETCH_BYTES)
-            prefetch(weights, zeros + PREFETCH_BYTES)
+            ask(weights, scales + PREFETCH_BYTES)
+            ask(weights, zeros + PREFETCH_BYTES)
             scales += 2 * _LANES
             zeros += zero_step
             scale_at += 2 * width
@@ -123,7 +127,8 @@ def _make_sums(width: int, bits: int) -> Callable[..., None]:
 
 def _make_sweep(width: int, bits: int) -> Callable[..., None]:
     """The kernel that takes a range of blocks through a range of tiles, all `width` columns wide."""
-    sums_of = _make_sums(width, bits)
+    sums_once = _make_sums(width, bits, prefetch_once)
+    sums_often = _make_sums(width, bits, prefetch) if width == WIDEST else sums_once  # others are one tile
     zero_bytes = _LANES if bits == 4 else 2 * _LANES
 
     @bare_kernel
@@ -148,7 +153,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
                     while g < groups:
                         count = min(stretch, groups - g)
                         piece_bytes = round_line(count * head_step) + round_line(count * group_bytes)
-                        sums_of(
+                        sums_often(
                             stage, stage_at, g, weights, begin + (block - band) * piece_bytes, zero_step, op["weight"],
                             quads, column, xs, groups, count, group
                         )  # fmt: skip
@@ -170,9 +175,9 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
                     piece = begin + (block - band) * piece_bytes
                     next_lines = piece + piece_bytes + round_line(count * head_step)
                     for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # nobody else asks for them
-                        prefetch(weights, next_lines + ahead)
+                        prefetch_once(weights, next_lines + ahead)
                     at = stage_at + (block - first) * width * _LANES
-                    sums_of(
+                    sums_once(
                         stage, at, g, weights, piece, zero_step, op["weight"], quads, first_column, xs, groups, count,
                         group
                     )  # fmt: skip
