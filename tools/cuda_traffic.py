@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgellm.backends.cuda import driver
 from edgellm.backends.cuda.backend import CudaBackend
 from edgellm.backends.interface import Batch
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.model import fuse, open_model
+from tools.cuda_code.pretended import pretended
 from tools.ptx_emulator.driver import DEVICES, FakeDriver
 from tools.ptx_emulator.report import table
 from tools.ptx_emulator.statistics import Statistics
@@ -30,22 +30,20 @@ def traffic(folder: Path, prompt: int, tokens: int, capability: int, lm_head: st
         lm_head: how the output matrix is kept: int8, int4 or keep.
         dtype: of the cache, float16 or int8.
     """
-    fake = FakeDriver(capability, measure=True)
-    driver.load_library = lambda: fake
-    driver.forget()
-    with open_model(folder) as model:
-        runner = CudaBackend().load(fuse(model.weights.program), model.weights, lm_head=lm_head)
-    config = runner.program.config
-    shape = CacheGeometry(
-        prompt + tokens, config.layer_windows, config.num_key_value_heads, config.head_dim, prompt, dtype
-    )
-    cache, state = runner.new_cache(shape, 1), SlotState(0)
-    runner.run(cache, Batch.of([(state, [k % config.vocab_size for k in range(prompt)], "last")]))
-    state = state.extended(prompt)
-    for token in range(tokens):
-        runner.run(cache, Batch.of([(state, [token % config.vocab_size], "last")]))
-        state = state.extended(1)
-    return fake.statistics()
+    with pretended(FakeDriver(capability, measure=True)) as fake:
+        with open_model(folder) as model:
+            runner = CudaBackend().load(fuse(model.weights.program), model.weights, lm_head=lm_head)
+        config = runner.program.config
+        shape = CacheGeometry(
+            prompt + tokens, config.layer_windows, config.num_key_value_heads, config.head_dim, prompt, dtype
+        )
+        cache, state = runner.new_cache(shape, 1), SlotState(0)
+        runner.run(cache, Batch.of([(state, [k % config.vocab_size for k in range(prompt)], "last")]))
+        state = state.extended(prompt)
+        for token in range(tokens):
+            runner.run(cache, Batch.of([(state, [token % config.vocab_size], "last")]))
+            state = state.extended(1)
+        return fake.statistics()
 
 
 def main() -> None:

@@ -77,12 +77,16 @@ def broken(row: Row, budget: Budget) -> list[str]:
     return found
 
 
+def committed(path: Path = MEASURED) -> dict[str, dict[str, Row]]:
+    """By kernel and capability (text), the rows of the file, whatever assembler they are of."""
+    return json.loads(path.read_text(encoding="ascii"))["kernels"]
+
+
 def read(path: Path = MEASURED) -> dict[str, dict[str, Row]]:
-    """By kernel and capability (text), the rows; none where nothing was measured by this assembler."""
-    if not path.exists():
+    """The rows; none where nothing was measured by this assembler."""
+    if not path.exists() or json.loads(path.read_text(encoding="ascii"))["assembler"] != assembler():
         return {}
-    kept = json.loads(path.read_text(encoding="ascii"))
-    return kept["kernels"] if kept["assembler"] == assembler() else {}
+    return committed(path)
 
 
 def bring_up_to_date(

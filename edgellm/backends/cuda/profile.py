@@ -67,7 +67,7 @@ def launch_times(
             nbytes = by_tiles[call.arguments["tiles"]].layout.nbytes
         elif call.kernel.startswith("attention"):
             nbytes = sum(_read_bytes(geometry, op.layer, state) for state in states)
-        found.append(LaunchTime(call.op, _family(call.kernel), op.layer, took, nbytes))
+        found.append(LaunchTime(call.op, family(call.kernel), op.layer, took, nbytes))
     return found
 
 
@@ -85,6 +85,6 @@ def _read_bytes(geometry: CacheGeometry, layer: int | None, state: SlotState) ->
     return 2 * geometry.num_key_value_heads * rows * row
 
 
-def _family(kernel: str) -> str:
-    """A kernel's name without its shape: gemv_w4g128_b4 is a gemv."""
+def family(kernel: str) -> str:
+    """A kernel's name without storage and shape: gemv_w4g128_b4 is a gemv."""
     return re.sub(r"(_(float16|int8))?(_[a-z]\d\w*)?$", "", kernel) if _SHAPED.match(kernel) else kernel

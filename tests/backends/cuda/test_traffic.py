@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from edgellm.backends.cuda import driver
 from tests.golden_models import GOLDEN_FOLDER
 from tools.cuda_traffic import traffic
 from tools.ptx_emulator.report import table
 
 
-def test_traffic_of_a_model(shipped_gpu, monkeypatch) -> None:
+def test_traffic_of_a_model(shipped_gpu) -> None:
     shipped_gpu()
-    monkeypatch.setattr(driver, "load_library", driver.load_library)  # put back what the tool replaces
     found = traffic(GOLDEN_FOLDER / "llama-mha", prompt=8, tokens=2, capability=80, lm_head="keep", dtype="float16")
     products = {name: counts for name, counts in found.items() if name.startswith("gemv_")}
     assert products
