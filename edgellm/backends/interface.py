@@ -33,6 +33,32 @@ class StepStopped(Exception):
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How a row's token is chosen from its logits where nothing else is wanted of them: `engine/sampling.py`'s order
+    with temperature, top-k and top-p alone.
+
+    Attributes:
+        vocab_size: ids from here on are never chosen; NaN and infinity among their logits count.
+        temperature: 0 takes the largest logit, the first one on ties.
+        top_k, top_p: 0 and 1 limit nothing. Of several logits that tie at the limit a backend may keep all.
+        seed, draw: of the sequence (below 2**64), and the tokens that it has drawn before. A draw depends on these and
+            the row alone: not on what else is in the step.
+    """
+
+    vocab_size: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    draw: int = 0
+
+    @property
+    def limited(self) -> bool:
+        """Whether some tokens are out before the draw."""
+        return self.temperature != 0 and (self.top_k != 0 or self.top_p < 1)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step of S sequences: prefill chunks and decode tokens side by side.
 
@@ -48,6 +74,8 @@ class Batch:
         inputs: float32 [T, width] by buffer name, for a program that begins with `inputs`; its token ids may be any.
         exact: whether all logits of those rows count. Where it is False the next token is drawn from them, and a
             backend may give those that are far from the largest with fewer bits of the lm_head.
+        choices: for `Runner.choose`, one a row of `logits_rows`: how its token is chosen, None where its logits are
+            wanted. A row with a choice is its sequence's last and the only one that the sequence wants.
     """
 
     token_ids: np.ndarray
@@ -56,6 +84,7 @@ class Batch:
     logits_rows: np.ndarray
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     exact: bool = True
+    choices: tuple[Choice | None, ...] = ()
 
     @classmethod
     def of(cls, parts: list[tuple[SlotState, list[int], str]], *, exact: bool = True) -> Batch:
@@ -76,6 +105,19 @@ class Batch:
             np.array(rows, np.int32),
             exact=exact,
         )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a step gives where tokens may be chosen by the backend.
+
+    Attributes:
+        tokens: int64 [R]; -1 where the row has no choice, or a logit that is NaN or infinite.
+        logits: float32 [rows without a choice, V], in their order.
+    """
+
+    tokens: np.ndarray
+    logits: np.ndarray
 
 
 class Cache(Protocol):
@@ -117,6 +159,13 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the weights; a second call does nothing."""
+
+
+class ChoosingRunner(Runner, Protocol):
+    """A runner that can choose tokens where the logits are: an engine then asks it to wherever `Choice` can say how."""
+
+    def choose(self, cache: Cache, batch: Batch, stopped: Stopped | None = None) -> Chosen:
+        """One step of a program that gives logits, as `run`, by `batch.choices`. Raises as `run`."""
 
 
 class Backend(Protocol):

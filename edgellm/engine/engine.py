@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.backends.interface import Cache, Runner, StepStopped
+from edgellm.backends.interface import Cache, Chosen, Runner, StepStopped
 from edgellm.backends.slots import SlotState
 from edgellm.engine.results import Piece
 from edgellm.engine.scheduler import Scheduler, Step, as_engine_error
@@ -48,7 +48,8 @@ class Engine:
         self.runner = runner
         self.cache: Cache | None = cache
         self.geometry = cache.geometry
-        self._scheduler = Scheduler(cache, num_slots)
+        self._choose = getattr(runner, "choose", None)
+        self._scheduler = Scheduler(cache, num_slots, chooses=self._choose is not None)
         self._changed = threading.Condition()
         self._driver: int | None = None
         self._closed = False
@@ -198,10 +199,10 @@ class Engine:
                     step = self._scheduler.plan()
             if step is not None:
                 in_books = False
-                logits = self.runner.run(self.cache, step.batch, stopped=lambda: self._closed or step.unwanted)
+                chosen = self._run(step)
                 in_books = True
                 with self._changed:
-                    self._scheduler.commit(step, logits)
+                    self._scheduler.commit(step, chosen)
         except StepStopped:
             pass  # whoever was cancelled is taken out before the next step
         except Exception as error:
@@ -212,6 +213,17 @@ class Engine:
                 with self._changed:
                     self._scheduler.fail(step, EdgeLLMError("the step was interrupted"))
             raise
+
+    def _run(self, step: Step) -> Chosen:
+        """What the runner gives for a step: logits, or tokens where it may choose."""
+
+        def stopped() -> bool:
+            return self._closed or step.unwanted
+
+        if step.batch.choices:
+            return self._choose(self.cache, step.batch, stopped)
+        logits = self.runner.run(self.cache, step.batch, stopped=stopped)
+        return Chosen(np.full(len(logits), -1), logits)
 
     def _stop_driving(self) -> None:
         """Let others drive, where this thread was the driver."""

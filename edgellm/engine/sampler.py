@@ -57,10 +57,7 @@ class Sampler:
         """
         if not math.isfinite(np.add.reduce(logits)) and not np.isfinite(logits).all():  # one pass where all is well
             bad = int(np.flatnonzero(~np.isfinite(logits))[0])
-            raise NumericalError(
-                f"the logit of token {bad} is {logits[bad]}",
-                hint="`edgellm check` finds weights that are not finite; other sequences go on.",
-            )
+            raise not_finite(f"the logit of token {bad} is {logits[bad]}")
         scores = self._penalise(logits) if self._penalised else logits[: self.vocab_size]
         token = int(scores.argmax()) if self.params.temperature == 0 else self._draw(scores)
         if self._penalised:
@@ -98,6 +95,11 @@ class Sampler:
         sums = weights.cumsum()
         at = min(int(np.searchsorted(sums, self._random.random() * sums[-1], side="right")), sums.size - 1)
         return at if ids is None else int(ids[at])
+
+
+def not_finite(what: str) -> NumericalError:
+    """The error of a row whose logits are not all finite."""
+    return NumericalError(what, hint="`edgellm check` finds weights that are not finite; other sequences go on.")
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -101,6 +101,12 @@ class SamplingParams:
         """Whether more counts than the most likely tokens: log-probabilities, and a bias that can lift any token."""
         return self.logprobs is not None or bool(self.logit_bias)
 
+    @property
+    def plain(self) -> bool:
+        """Whether temperature, top_k and top_p alone decide, and nobody asks for log-probabilities."""
+        changed = self.min_p or self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return not changed and not self.all_logits
+
     def updated(self, **given: Any) -> SamplingParams:
         """These parameters with those of `given` that are not None. Raises `UsageError`, for unknown names too."""
         names = {item.name for item in fields(self)}

@@ -6,11 +6,9 @@ Not thread-safe: `engine.py` calls `plan`, runs the batch and calls `commit`, on
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from edgellm.backends.interface import Batch, Cache
+from edgellm.backends.interface import Batch, Cache, Chosen
 from edgellm.backends.slots import SlotState
 from edgellm.engine.sequence import Sequence
 from edgellm.engine.slot import Slot
@@ -48,10 +46,12 @@ class Scheduler:
     Args:
         cache: its geometry says how many tokens fit.
         num_slots: of the cache.
+        chooses: whether the runner can choose tokens.
     """
 
-    def __init__(self, cache: Cache, num_slots: int) -> None:
+    def __init__(self, cache: Cache, num_slots: int, *, chooses: bool = False) -> None:
         self.cache: Cache | None = cache
+        self._chooses = chooses
         self.geometry = cache.geometry
         self.slots = [Slot(SlotState(index)) for index in range(num_slots)]
         self.waiting: deque[Sequence] = deque()
@@ -81,25 +81,35 @@ class Scheduler:
             return None
         wanted = [(s.slot.state, s.todo[:n], "last" if n == len(s.todo) else "none") for s, n in parts]
         batch = Batch.of(wanted, exact=any(s.request.params.all_logits for s, _ in parts))
+        if self._chooses:
+            choices = tuple(s.choice() for s, n in parts if n == len(s.todo))
+            batch = replace(batch, choices=choices) if any(choices) else batch
         return Step(batch, tuple(parts))
 
-    def commit(self, step: Step, logits: np.ndarray) -> None:
-        """Enter a step into the books and choose the next tokens. `logits` float32 [R, V]."""
-        row = 0
+    def commit(self, step: Step, chosen: Chosen) -> None:
+        """Enter a step into the books; where the runner has not chosen the next token, the sequence does now."""
+        choices = step.batch.choices or (None,) * len(step.batch.logits_rows)
+        rows = zip(choices, chosen.tokens.tolist(), strict=True)
+        logits = iter(chosen.logits)
         for sequence, count in step.parts:
             sequence.slot.extend(sequence.todo[:count])
             done, sequence.todo = sequence.todo[:count], sequence.todo[count:]
             if sequence.todo:
                 continue
             sequence.todo = done[-1:]
+            choice, token = next(rows)
+            own = next(logits) if choice is None else None
             try:
-                if not sequence.cancelled:
-                    sequence.accept(logits[row])
+                if sequence.cancelled:
+                    pass
+                elif own is None:
+                    sequence.accept_token(token)
+                else:
+                    sequence.accept(own)
             except Exception as error:
                 if isinstance(error, NumericalError):
                     sequence.slot.reset()
                 sequence.fail(as_engine_error(error))
-            row += 1
         self.reap()
 
     def fail(self, step: Step | None, error: EdgeLLMError) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgellm.backends.interface import Choice
 from edgellm.engine.eviction import EvictionPolicy
 from edgellm.engine.results import Piece, Result, Timings, TokenLogprob, Usage
-from edgellm.engine.sampler import Sampler, log_softmax, top_logprobs
+from edgellm.engine.sampler import Sampler, log_softmax, not_finite, top_logprobs
 from edgellm.engine.sampling import SamplingParams
 from edgellm.engine.slot import Slot
 from edgellm.errors import UsageError
@@ -20,6 +22,10 @@ from edgellm.text import StopMatcher, Tokenizer
 
 #: Prompt tokens shown to the decoder of a raw text first, so that a leading space is not taken for the text's start.
 _PRIMING = 8
+#: The least temperature that a backend is asked to draw with: in float32 the logits of lower ones are too coarse beside
+#: the noise of the draw.
+_LEAST_TEMPERATURE = 0.01
+_SEED_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class Sequence:
         if request.continues_text:
             for token in request.prompt[-_PRIMING:]:
                 self._decoder.push(token)
+        self._choice = self._first_choice()
         self._made = time.perf_counter()
         self._admitted = self._first = self._ended = 0.0
 
@@ -108,14 +115,28 @@ class Sequence:
         self.todo = self.request.prompt[cached:]
         self._admitted = time.perf_counter()
 
+    def choice(self) -> Choice | None:
+        """How a backend may choose the next token; None where it cannot be told, for this sequence always."""
+        if self._choice is None or not self._choice.temperature:
+            return self._choice
+        return replace(self._choice, draw=len(self.tokens))
+
     def accept(self, logits: np.ndarray) -> None:
         """Choose the next token from logits float32 [V]. Raises `NumericalError`."""
-        token = self._sampler.pick(logits)
+        self._take(self._sampler.pick(logits), logits)
+
+    def accept_token(self, token: int) -> None:
+        """Take the token that was chosen as `choice` said. Raises `NumericalError` for -1."""
+        if token < 0:
+            raise not_finite("a logit is NaN or infinite")
+        self._take(token, None)
+
+    def _take(self, token: int, logits: np.ndarray | None) -> None:
         self._first = self._first or time.perf_counter()
         if token in self.request.eos_token_ids and not self.request.params.ignore_eos:
             self.finish("stop")
             return
-        logprob = self._logprob(logits, token)
+        logprob = None if logits is None else self._logprob(logits, token)
         self.tokens.append(token)
         self.todo = [token]
         text, stopped = self._matcher.push(self._decoder.push(token))
@@ -162,6 +183,15 @@ class Sequence:
             dropped=request.policy.dropped,
             notes=request.policy.notes(self.evicted_tokens),
         )
+
+    def _first_choice(self) -> Choice | None:
+        params, vocab_size = self.request.params, self.request.tokenizer.vocab_size
+        if not params.plain or 0 < params.temperature < _LEAST_TEMPERATURE:
+            return None
+        if params.temperature == 0:
+            return Choice(vocab_size)
+        seed = secrets.randbits(_SEED_BITS) if params.seed is None else params.seed
+        return Choice(vocab_size, params.temperature, params.top_k, params.top_p, seed)
 
     def _emit(self, piece: Piece) -> None:
         self._texts.append(piece.text)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from edgellm.backends.cuda.device import device_index
 from edgellm.backends.cuda.measure import Yardstick
 from edgellm.backends.cuda.runner import CudaRunner
-from edgellm.backends.interface import Batch
+from edgellm.backends.interface import Batch, Choice
 from edgellm.backends.slots import SlotState
 from tools.cuda_suite.models import cache_of, feed, load, prompt, synthetic
 from tools.cuda_suite.settings import Facts, Say, Settings
@@ -82,10 +83,11 @@ def _steps(runner: CudaRunner, count: int, context: int, batch: int) -> float:
     """Median seconds of a decode step of `batch` sequences, tokens chosen on the device and fed back."""
     cache = cache_of(runner, context, batch)
     states = [SlotState(slot) for slot in range(batch)]
+    likeliest = (Choice(runner.program.config.vocab_size),) * batch
     tokens, seconds = prompt(runner, batch), []
     for number in range(count + _WARM_UP):
         begin = time.perf_counter()
-        tokens = runner.greedy(cache, _batch(states, tokens)).tolist()
+        tokens = runner.choose(cache, replace(_batch(states, tokens), choices=likeliest)).tokens.tolist()
         if number >= _WARM_UP:
             seconds.append(time.perf_counter() - begin)
         states = [state.extended(1) for state in states]

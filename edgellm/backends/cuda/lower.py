@@ -80,22 +80,18 @@ def lower_logits(model: Model, shape: StepShape, first: int, rows: int) -> list[
     return gemvs(model.weights.matrices[op.weights[0]], x, out, rows, around, model.chip, index)
 
 
-def lower_greedy(model: Model, rows: int, vocab_size: int) -> list[Call]:
-    """The launches that find the largest of the first `vocab_size` logits of `rows` rows, into `Space.chosen`."""
+def lower_choice(model: Model, rows: int, *, limited: bool) -> list[Call]:
+    """The launches that choose a token for each of the first `rows` rows of `Space.logits`, as their records say, into
+    `Space.chosen`. `limited`: some of them by top-k or top-p."""
     space, index = model.space, len(model.program.ops) - 1
+    vocab_size = model.program.config.vocab_size
     blocks = sample_grid(vocab_size, model.chip.multiprocessors)
+    given = {"logits": space.logits, "record": space.record, "thresholds": space.thresholds, "stride": vocab_size}
     found = {"values": space.best_values, "tokens": space.best_tokens}
-    first = {
-        **found,
-        "logits": space.logits,
-        "record": space.record,
-        "thresholds": 0,
-        "stride": model.program.config.vocab_size,
-        "vocab": vocab_size,
-        "limited": 0,
-    }
-    then = {**found, "out": space.chosen, "out_stride": 1, "blocks": blocks}
-    return [Call("sample_blocks", (blocks, rows), first, index), Call("sample_rows", (rows,), then, index)]
+    calls = [Call("sample_threshold", (rows,), given, index)] if limited else []
+    calls.append(Call("sample_blocks", (blocks, rows), {**given, **found, "limited": int(limited)}, index))
+    calls.append(Call("sample_rows", (rows,), {**found, "out": space.chosen, "out_stride": 1, "blocks": blocks}, index))
+    return calls
 
 
 def _norm_before(program: Program, index: int) -> Op | None:

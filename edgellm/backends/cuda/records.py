@@ -17,14 +17,18 @@ from edgellm.backends.cuda.kernels.record import (
     RECORD_WORDS,
     SINKS,
     SLOT,
+    TEMPERATURE,
     TOKEN,
 )
-from edgellm.backends.interface import Batch
+from edgellm.backends.interface import Batch, Choice
 from edgellm.backends.slots import SlotState
 
 _RECORD_BYTES = 4 * RECORD_WORDS
-#: The words of a record from TOKEN to COUNT, which are its first ones; those of sampling stay 0.
+#: The words of a record from TOKEN to COUNT, which are its first ones.
 _BEGIN = struct.Struct(f"<{COUNT - TOKEN + 1}I")
+#: Those from TEMPERATURE to VOCAB, the seed as one number.
+_CHOICE = struct.Struct("<fIfQII")
+_CHOICE_BYTES = 4 * TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,13 @@ def write_decode_records(host: memoryview, batch: Batch) -> None:
     """As `write_records` for such a batch, into the bytes of the pinned memory; a token waits for this."""
     for row, (token, state) in enumerate(zip(batch.token_ids.tolist(), batch.states, strict=True)):
         _BEGIN.pack_into(host, _RECORD_BYTES * row, token, state.slot, state.end, state.evicted, state.sinks, 1)
+
+
+def write_choice(host: memoryview, row: int, choice: Choice) -> None:
+    """How record `row` chooses its token."""
+    at = _RECORD_BYTES * row + _CHOICE_BYTES
+    limits = (choice.temperature, choice.top_k, choice.top_p)
+    _CHOICE.pack_into(host, at, *limits, choice.seed, choice.draw, choice.vocab_size)
 
 
 def records_in(host: np.ndarray) -> np.ndarray:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from edgellm.backends.cuda.answer import Answer, chosen_tokens
 from edgellm.backends.cuda.cache import CudaCache
 from edgellm.backends.cuda.device import Device
-from edgellm.backends.cuda.kernels.record import MAX_BATCH
-from edgellm.backends.cuda.kernels.sampling_plan import NOT_FINITE
 from edgellm.backends.cuda.linears import GEMV_TOKENS
 from edgellm.backends.cuda.lower import Model
 from edgellm.backends.cuda.profile import LaunchTime, launch_times, timed, weight_bytes
@@ -20,18 +20,23 @@ from edgellm.backends.cuda.records import (
     is_decode,
     parts_of,
     records_in,
+    write_choice,
     write_decode_records,
     write_records,
 )
 from edgellm.backends.cuda.space import View
-from edgellm.backends.cuda.steps import Steps
+from edgellm.backends.cuda.steps import Steps, Wanted
 from edgellm.backends.cuda.stream import Stream
-from edgellm.backends.interface import Batch, Stopped, Trace
+from edgellm.backends.interface import Batch, Choice, Chosen, Stopped, Trace
 from edgellm.backends.slots import CacheGeometry
 from edgellm.errors import EngineClosed, UsageError
 
 #: Steps of more tokens may take longer than a person waits for Ctrl-C.
 _LONG_STEP = 16
+#: What comes back of a decode step that gives tokens alone.
+TOKENS = Wanted(logits=False, tokens=True)
+LIMITED = Wanted(logits=False, tokens=True, limited=True)
+_NO_LOGITS = np.empty((0, 0), np.float32)
 
 
 class CudaRunner:
@@ -82,19 +87,25 @@ class CudaRunner:
         model = self._open(cache)
         if trace is not None:
             return self._traced(model, cache, batch, trace)
-        if self._is_whole and is_decode(batch) and len(batch.logits_rows) == len(batch.states):
+        if self._is_decode(batch):
             return self._run_decode(cache.steps, batch)
-        answer = _Answer(batch, self._has_logits, self._width)
+        return self._run_parts(cache, replace(batch, choices=()), stopped).logits
+
+    def _run_parts(self, cache: CudaCache, batch: Batch, stopped: Stopped | None) -> Answer:
+        answer = Answer(batch, self._has_logits, self._width)
         with self._device:
-            for part in parts_of(batch, model.space.rows):
+            for part in parts_of(batch, self._open(cache).space.rows):
                 write_records(self._records, part, batch.token_ids)
+                choices = answer.choices(part)
+                for own, choice in choices.items():
+                    write_choice(self._host, own if part.decode else 0, choice)
                 self._put_inputs(part, batch)
                 if part.decode:
-                    self._decode(cache.steps, part, answer)
+                    self._decode(cache.steps, part, choices, answer)
                 else:
                     self._ids[: len(part.rows)] = batch.token_ids[part.rows]
-                    self._prompt(cache.steps, part, answer, stopped)
-        return answer.values
+                    self._prompt(cache.steps, part, choices, answer, stopped)
+        return answer
 
     def _run_decode(self, steps: Steps, batch: Batch) -> np.ndarray:
         """The everyday step, without a detour."""
@@ -105,31 +116,33 @@ class CudaRunner:
             self._stream.wait()
         return steps.host_logits(rows).copy()
 
-    def greedy(self, cache: CudaCache, batch: Batch, vocab_size: int | None = None) -> np.ndarray:
-        """One decode step whose tokens are chosen on the device: the likeliest of the first `vocab_size` ids.
-
-        Args:
-            batch: one token of each of up to `MAX_BATCH` sequences, all of whose logits are wanted.
-
-        Returns:
-            int64 [S]; -1 where a logit is NaN or infinite.
+    def choose(self, cache: CudaCache, batch: Batch, stopped: Stopped | None = None) -> Chosen:
+        """One step whose tokens are chosen on the device where `batch.choices` says how: four bytes of each come back.
 
         Raises:
-            UsageError: another kind of batch.
+            UsageError: choices that are not one a row of `logits_rows`, or that stand elsewhere than `Batch` allows.
+            Else as `run`.
         """
         self._open(cache)
-        if not is_decode(batch):
-            found = f"{len(batch.token_ids)} tokens of {len(batch.states)} sequences"
-            allowed = f"a token of each of up to {MAX_BATCH} sequences"
-            raise UsageError("not a decode step", key="batch", found=found, allowed=allowed)
-        rows = len(batch.states)
+        if self._is_decode(batch) and len(batch.choices) == len(batch.states) and None not in batch.choices:
+            return self._choose_decode(cache.steps, batch)
+        answer = self._run_parts(cache, batch, stopped)
+        return Chosen(answer.tokens, answer.logits)
+
+    def _choose_decode(self, steps: Steps, batch: Batch) -> Chosen:
+        """The everyday step, without a detour."""
+        rows, limited = len(batch.states), False
         with self._device:
             write_decode_records(self._host, batch)
-            cache.steps.decode(rows, vocab_size or self._width)
+            for row, choice in enumerate(batch.choices):
+                write_choice(self._host, row, choice)
+                limited = limited or choice.limited
+            steps.decode(rows, LIMITED if limited else TOKENS)
             self._stream.wait()
-        chosen = cache.steps.host_tokens(rows).astype(np.int64)
-        chosen[chosen == NOT_FINITE] = -1
-        return chosen
+        return Chosen(chosen_tokens(steps.host_tokens(rows)), _NO_LOGITS)
+
+    def _is_decode(self, batch: Batch) -> bool:
+        return self._is_whole and is_decode(batch) and len(batch.logits_rows) == len(batch.states)
 
     def profile(self, cache: CudaCache, batch: Batch) -> list[LaunchTime]:
         """One step of one kind, tokens of several sequences or a prompt, as `run` does it but without a graph, and what
@@ -185,27 +198,33 @@ class CudaRunner:
             self._model.space.close()
         self._model = None
 
-    def _decode(self, steps: Steps, part: Part, answer: _Answer) -> None:
-        rows = len(part.rows)
-        steps.decode(rows)
+    def _decode(self, steps: Steps, part: Part, choices: Mapping[int, Choice], answer: Answer) -> None:
+        rows, free = len(part.rows), [own for own in part.wanted.tolist() if own not in choices]
+        steps.decode(rows, _wanted(choices, bool(free) or not choices))
         self._stream.wait()
-        if self._has_logits:
-            answer.put(part.rows[part.wanted], steps.host_logits(rows)[part.wanted])
-        else:
-            answer.put(part.rows, self._result_rows(rows))
+        if not self._has_logits:
+            answer.put_logits(part.rows, self._result_rows(rows))
+            return
+        answer.put_tokens(part, list(choices), steps.host_tokens(rows)[list(choices)])
+        answer.put_logits(part.rows[free], steps.host_logits(rows)[free])
 
-    def _prompt(self, steps: Steps, part: Part, answer: _Answer, stopped: Stopped | None) -> None:
+    def _prompt(
+        self, steps: Steps, part: Part, choices: Mapping[int, Choice], answer: Answer, stopped: Stopped | None
+    ) -> None:
         rows = len(part.rows)
         steps.prompt(rows)
         if stopped is not None and rows > _LONG_STEP:
             self._stream.wait_or_stop(stopped)
         for first, count in _runs(part.wanted.tolist()):
-            steps.logits(first, count)
+            steps.logits(first, count, _wanted(choices, not choices))
             self._stream.wait()
-            answer.put(part.rows[first : first + count], steps.host_logits(count))
+            if choices:
+                answer.put_tokens(part, [first], steps.host_tokens(1))
+            else:
+                answer.put_logits(part.rows[first : first + count], steps.host_logits(count))
         self._stream.wait()  # the pinned ids and records are free again
         if not self._has_logits:
-            answer.put(part.rows, self._result_rows(rows))
+            answer.put_logits(part.rows, self._result_rows(rows))
 
     def _put_inputs(self, part: Part, batch: Batch) -> None:
         """What the caller gives to a program that was cut out of another."""
@@ -234,23 +253,9 @@ class CudaRunner:
         return found[:, : view.width]
 
 
-class _Answer:
-    """What `run` gives: the logits that were wanted, or of a cut program every row.
-
-    Attributes:
-        values: float32 [R, width].
-    """
-
-    def __init__(self, batch: Batch, has_logits: bool, width: int) -> None:
-        tokens = len(batch.token_ids)
-        rows = batch.logits_rows if has_logits else np.arange(tokens)
-        self.values = np.empty((len(rows), width), np.float32)
-        self._places = np.zeros(tokens, np.int64)
-        self._places[rows] = np.arange(len(rows))
-
-    def put(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Values of rows of the batch."""
-        self.values[self._places[rows]] = values
+def _wanted(choices: Mapping[int, Choice], logits: bool) -> Wanted:
+    """What comes back where some rows' tokens are chosen, and of others logits are wanted or not."""
+    return Wanted(logits, bool(choices), any(choice.limited for choice in choices.values()))
 
 
 def _runs(rows: list[int]) -> list[tuple[int, int]]:

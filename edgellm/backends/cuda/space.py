@@ -72,9 +72,10 @@ class Space:
         half: room for a product's input, float16 of the widest, and its scales.
         record, ids: where the step records and the token ids of a prefill step lie.
         logits: float32 [MAX_BATCH][vocab_size].
-        best_values, best_tokens, chosen: of greedy choices: [MAX_BATCH][multiprocessors], and u32 [MAX_BATCH].
+        thresholds, best_values, best_tokens, chosen: of tokens chosen on the device: float32 [MAX_BATCH], [MAX_BATCH]
+            [multiprocessors] of both, and u32 [MAX_BATCH].
         host: what is uploaded: records, then ids; pinned.
-        host_logits: where logits come back to; pinned.
+        host_chosen: where chosen tokens, u32 [MAX_BATCH], and then logits come back to; pinned.
 
     Raises:
         OutOfMemoryError: the device has no memory for it.
@@ -97,9 +98,9 @@ class Space:
         self.logits = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH * config.vocab_size)
         best = _FLOAT_BYTES * MAX_BATCH * device.properties.multiprocessors
         self.best_values, self.best_tokens = self._pool.allocate(best), self._pool.allocate(best)
-        self.chosen = self._pool.allocate(_FLOAT_BYTES * MAX_BATCH)
+        self.chosen, self.thresholds = (self._pool.allocate(_FLOAT_BYTES * MAX_BATCH) for _ in range(2))
         self.host = HostBuffer(device, _FLOAT_BYTES * (MAX_BATCH * RECORD_WORDS + rows))
-        self.host_logits = HostBuffer(device, _FLOAT_BYTES * MAX_BATCH * config.vocab_size)
+        self.host_chosen = HostBuffer(device, _FLOAT_BYTES * MAX_BATCH * (1 + config.vocab_size))
         self.nbytes = self._pool.nbytes
         self._pairs: dict[int, View] = {}
 
@@ -124,7 +125,7 @@ def space_nbytes(program: Program, matrices: Sequence[MatrixPlan], rows: int) ->
     heads = config.num_attention_heads * config.head_dim
     words = rows * (heads + 2 + _widest(matrices) // 2 + 1) + MAX_BATCH * (config.vocab_size + RECORD_WORDS)
     places = len(plan_buffers(program, matrices).blocks) + 40
-    host = _FLOAT_BYTES * (MAX_BATCH * (RECORD_WORDS + config.vocab_size) + rows)
+    host = _FLOAT_BYTES * (MAX_BATCH * (RECORD_WORDS + 1 + config.vocab_size) + rows)
     return plan_buffers(program, matrices).row_bytes * rows + _FLOAT_BYTES * words + places * ALIGNMENT, host
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from edgellm.backends.cuda.cache import CachePlaces
 from edgellm.backends.cuda.calls import Call
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.graph import Graph
-from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_greedy, lower_logits
+from edgellm.backends.cuda.kernels.record import MAX_BATCH
+from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_choice, lower_logits
 from edgellm.backends.cuda.module import Launch
 from edgellm.backends.cuda.records import ids_in, records_in
 from edgellm.backends.cuda.stream import Stream
@@ -23,6 +25,23 @@ from edgellm.backends.interface import Trace
 _KEPT = 8
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What comes back of a step's rows.
+
+    Attributes:
+        logits: their logits.
+        tokens: tokens, chosen as the records say; `limited`: some of them by top-k or top-p.
+    """
+
+    logits: bool = True
+    tokens: bool = False
+    limited: bool = False
+
+
+LOGITS = Wanted()
+
+
 class Steps:
     """What a model does with one cache, which owns this and is not held by it, so that its memory is free as soon as
     nobody has it any more. The device's context must be current where work is put into the stream."""
@@ -30,18 +49,22 @@ class Steps:
     def __init__(self, device: Device, stream: Stream, model: Model, places: CachePlaces) -> None:
         self._model, self._places, self._stream = model, places, stream
         self._scratch = AttentionScratch(device, stream, model.program.config, places.geometry)
-        self._decodes: dict[tuple[int, int | None], Graph] = {}
+        self._decodes: dict[tuple[int, Wanted], Graph] = {}
         self._prompts: OrderedDict[int, list[Launch]] = OrderedDict()
         self._host_logits: dict[int, np.ndarray] = {}
         self._has_logits = any(op.kind == "logits" for op in model.program.ops)
+        self._host_tokens = model.space.host_chosen.array.view(np.uint32)[:MAX_BATCH]
 
-    def decode(self, rows: int, vocab_size: int | None = None) -> None:
+    def decode(self, rows: int, wanted: Wanted = LOGITS) -> None:
         """Put one token of each of `rows` sequences into the stream, from `records_in` the pinned memory to
-        `host_logits`; where `vocab_size` is given, to `host_tokens`, the likeliest of so many."""
-        key = (rows, vocab_size)
+        `host_logits` and `host_tokens`."""
+        self._decode_graph(rows, wanted).launch()
+
+    def _decode_graph(self, rows: int, wanted: Wanted) -> Graph:
+        key = (rows, wanted)
         if key not in self._decodes:
-            self._decodes[key] = self._capture(rows, vocab_size)
-        self._decodes[key].launch()
+            self._decodes[key] = self._capture(rows, wanted)
+        return self._decodes[key]
 
     def prompt(self, rows: int) -> None:
         """Put `rows` tokens of one sequence into the stream; records and ids come from pinned memory."""
@@ -51,11 +74,22 @@ class Steps:
         for launch in self._prompt_launches(rows):
             launch.run(self._stream)
 
-    def logits(self, first: int, rows: int) -> None:
-        """Put the logits of a prompt's rows first .. first + rows - 1 into the stream, up to `host_logits`."""
-        for launch in self._model.kernels.prepare(lower_logits(self._model, self._prompt_shape(rows), first, rows)):
+    def logits(self, first: int, rows: int, wanted: Wanted = LOGITS) -> None:
+        """Put the logits of a prompt's rows first .. first + rows - 1 into the stream, up to `host_logits`, or the
+        token that record 0 chooses, up to `host_tokens`."""
+        calls = lower_logits(self._model, self._prompt_shape(rows), first, rows)
+        for launch in self._model.kernels.prepare(calls + self._choice(rows, wanted)):
             launch.run(self._stream)
-        self._stream.download(self.host_logits(rows), self._model.space.logits)
+        self._bring(rows, wanted)
+
+    def _choice(self, rows: int, wanted: Wanted) -> list[Call]:
+        return lower_choice(self._model, rows, limited=wanted.limited) if wanted.tokens else []
+
+    def _bring(self, rows: int, wanted: Wanted) -> None:
+        if wanted.tokens:
+            self._stream.download(self.host_tokens(rows), self._model.space.chosen)
+        if wanted.logits:
+            self._stream.download(self.host_logits(rows), self._model.space.logits)
 
     def traced(self, rows: int, wanted: Sequence[int], *, decode: bool, trace: Trace) -> np.ndarray | None:
         """A step op by op, each of which leaves its buffers for `trace`; gives the logits of the rows that are wanted.
@@ -82,13 +116,13 @@ class Steps:
         """Where the logits come back to, float32 [rows, vocab_size] of pinned memory."""
         if rows not in self._host_logits:
             vocab_size = self._model.program.config.vocab_size
-            whole = self._model.space.host_logits.array.view(np.float32)[: rows * vocab_size]
-            self._host_logits[rows] = whole.reshape(rows, vocab_size)
+            whole = self._model.space.host_chosen.array.view(np.float32)[MAX_BATCH:]
+            self._host_logits[rows] = whole[: rows * vocab_size].reshape(rows, vocab_size)
         return self._host_logits[rows]
 
     def host_tokens(self, rows: int) -> np.ndarray:
         """Where chosen tokens come back to, uint32 [rows] of pinned memory."""
-        return self._model.space.host_logits.array.view(np.uint32)[:rows]
+        return self._host_tokens[:rows]
 
     def calls(self, rows: int, *, decode: bool) -> list[Call]:
         """The launches of a step, the logits of its rows, or a prompt's last, with them."""
@@ -100,26 +134,18 @@ class Steps:
 
     def launches(self, rows: int) -> int:
         """How many launches and copies the graph of a decode step has."""
-        key = (rows, None)
-        if key not in self._decodes:
-            self._decodes[key] = self._capture(rows, None)
-        return self._decodes[key].nodes
+        return self._decode_graph(rows, LOGITS).nodes
 
-    def _capture(self, rows: int, vocab_size: int | None) -> Graph:
+    def _capture(self, rows: int, wanted: Wanted) -> Graph:
         model = self._model
-        calls = self.calls(rows, decode=True)
-        if vocab_size is not None:
-            calls += lower_greedy(model, rows, vocab_size)
-        launches = model.kernels.prepare(calls)
+        launches = model.kernels.prepare(self.calls(rows, decode=True) + self._choice(rows, wanted))
 
         def step() -> None:
             self._stream.upload(model.space.record, records_in(model.space.host.array)[:rows])
             for launch in launches:
                 launch.run(self._stream)
-            if vocab_size is not None:
-                self._stream.download(self.host_tokens(rows), model.space.chosen)
-            elif self._has_logits:
-                self._stream.download(self.host_logits(rows), model.space.logits)
+            if self._has_logits:
+                self._bring(rows, wanted)
 
         return Graph(self._stream, step)
 

@@ -138,18 +138,6 @@ def test_a_trace_shows_every_buffer(tokens, shipped_gpu):
         runner.run(cache, two, lambda index, buffers: None)
 
 
-def test_the_device_chooses_the_likeliest_token(shipped_gpu):
-    shipped_gpu(80)
-    runner = load("llama-gqa-head-dim", lm_head="keep")
-    cache = runner.new_cache(geometry(runner, 16, 8, "float16"), 2)
-    batch = Batch.of([(SlotState(0), [3], "last"), (SlotState(1), [5], "last")])
-    logits = runner.run(cache, batch)
-    assert runner.greedy(cache, batch).tolist() == logits.argmax(axis=1).tolist()
-    assert runner.greedy(cache, batch, 10).tolist() == logits[:, :10].argmax(axis=1).tolist()
-    with pytest.raises(UsageError, match="batch: not a decode step; found 2 tokens of 1 sequences"):
-        runner.greedy(cache, Batch.of([(SlotState(0), [3, 4], "last")]))
-
-
 def test_a_profile_has_every_launch_and_what_it_reads(shipped_gpu):
     shipped_gpu(80)
     runner = load("llama-gqa-head-dim", lm_head="keep")

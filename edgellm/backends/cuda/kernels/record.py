@@ -27,13 +27,15 @@ SINKS = 4
 #: New tokens: 1 in a decode step, 0 where the record belongs to nobody.
 COUNT = 5
 #: Of sampling on the device: float32 bits of the temperature (0 takes the most likely token), top-k (0: all), float32
-#: bits of top-p, the seed's low and high half, and how many tokens this sequence has drawn, Philox's counter.
+#: bits of top-p, the seed's low and high half, how many tokens this sequence has drawn, Philox's counter, and how many
+#: ids, from 0 on, there are to choose from.
 TEMPERATURE = 6
 TOP_K = 7
 TOP_P = 8
 SEED_LOW = 9
 SEED_HIGH = 10
 DRAW = 11
+VOCAB = 12
 
 #: Most sequences of a decode step, and so records of a step.
 MAX_BATCH = 8

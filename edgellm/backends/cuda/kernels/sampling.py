@@ -8,7 +8,8 @@ Each record says what its row wants (`record.py`). Two stages find the largest o
 
 E of token i comes from Philox with the counter (i / 4, DRAW) and the sequence's seed, so a draw depends on nothing but
 these. `sample_threshold` runs before where some row limits its choice: it leaves each row the least logit that is kept.
-A row with a logit that is NaN or infinite gets `NOT_FINITE` in place of a token.
+A row with a logit that is NaN or infinite gets `NOT_FINITE` in place of a token; those beyond `VOCAB`, which are never
+chosen, count for that too.
 
     sample_threshold   grid rows: top_k's least logit, then top_p's among what that leaves
     sample_blocks      grid blocks, rows: the best of each stretch of the vocabulary
@@ -27,6 +28,7 @@ from edgellm.backends.cuda.kernels.record import (
     SEED_HIGH,
     SEED_LOW,
     TEMPERATURE,
+    VOCAB,
 )
 from edgellm.backends.cuda.kernels.sampling_plan import NOT_FINITE, SAMPLE_THREADS
 from edgellm.backends.cuda.ptx import (
@@ -98,15 +100,14 @@ def block_best(best, token, values, tokens):
         ("values", "f32*"),
         ("tokens", "u32*"),
         ("stride", "u32"),
-        ("vocab", "u32"),
         ("limited", "u32"),
     ),
     threads=SAMPLE_THREADS,
     lowest=70,
     registers=56,
 )
-def sample_blocks(logits, record, thresholds, values, tokens, stride, vocab, limited):
-    """logits [rows, stride], the first `vocab` of a row count; thresholds [rows] are read where `limited` is not 0.
+def sample_blocks(logits, record, thresholds, values, tokens, stride, limited):
+    """logits [rows, stride]; thresholds [rows] are read where `limited` is not 0.
 
     Leaves values, tokens [rows][blocks].
     """
@@ -118,11 +119,11 @@ def sample_blocks(logits, record, thresholds, values, tokens, stride, vocab, lim
     own = u32(row * u32(RECORD_WORDS))
     temperature = f32_of_bits(record[own + u32(TEMPERATURE)])
     seed_low, seed_high = record[own + u32(SEED_LOW)], record[own + u32(SEED_HIGH)]
-    draw = record[own + u32(DRAW)]
+    draw, vocab = record[own + u32(DRAW)], record[own + u32(VOCAB)]
     threshold = thresholds[row] if limited != u32(0) else _LOWEST
     best, token = _LOWEST, _NOT_FINITE
     factor = _LOG2_E * rcp(temperature)
-    quads = u32(u32(vocab + u32(3)) >> u32(2))
+    quads = u32(u32(stride + u32(3)) >> u32(2))
     quad = u32(u32(cuda.blockIdx.x) * _THREADS + u32(cuda.threadIdx.x))
     while quad < quads:
         a, b, c, d = u32(0), u32(0), u32(0), u32(0)
@@ -130,12 +131,14 @@ def sample_blocks(logits, record, thresholds, values, tokens, stride, vocab, lim
             a, b, c, d = philox(quad, draw, u32(0), u32(0), seed_low, seed_high)
         for i in range(u32(4)):
             candidate = u32(quad * u32(4) + i)
-            if candidate < vocab:
+            if candidate < stride:
                 logit = logits[row * stride + candidate]
                 value = logit
                 if temperature != f32(0.0):
                     word = a if i == u32(0) else b if i == u32(1) else c if i == u32(2) else d
                     value = logit * factor - lg2(exponential(word)) if logit >= threshold else _LOWEST
+                    value = value if value <= _LARGEST_FINITE else _LARGEST_FINITE
+                value = value if candidate < vocab else _LOWEST
                 if not fabs(logit) <= _LARGEST_FINITE:
                     value, candidate = f32(float("inf")), _NOT_FINITE
                 if better(value, candidate, best, token):

@@ -15,7 +15,7 @@ A block has a row.
 from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.declare import kernel
-from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TEMPERATURE, TOP_K, TOP_P
+from edgellm.backends.cuda.kernels.record import RECORD_WORDS, TEMPERATURE, TOP_K, TOP_P, VOCAB
 from edgellm.backends.cuda.ptx import (
     atomic_add_shared,
     cuda,
@@ -128,13 +128,13 @@ def least_kept(bins, stage, logits, at, vocab, largest, factor, least, wanted, s
 
 @kernel(
     "sample_threshold",
-    (("logits", "f32*"), ("record", "u32*"), ("thresholds", "f32*"), ("stride", "u32"), ("vocab", "u32")),
+    (("logits", "f32*"), ("record", "u32*"), ("thresholds", "f32*"), ("stride", "u32")),
     threads=_THREADS,
     lowest=70,
     registers=64,
 )
-def sample_threshold(logits, record, thresholds, stride, vocab):
-    """logits [rows, stride], the first `vocab` of a row count, to thresholds [rows]: the least logit that is kept."""
+def sample_threshold(logits, record, thresholds, stride):
+    """logits [rows, stride], the first `VOCAB` of a row count, to thresholds [rows]: the least logit that is kept."""
     griddep_wait()
     griddep_launch()
     bins = cuda.shared.array(_WORDS, u32, alignment=16)
@@ -143,6 +143,7 @@ def sample_threshold(logits, record, thresholds, stride, vocab):
     own, at = u32(row * u32(RECORD_WORDS)), u32(row * stride)
     temperature = f32_of_bits(record[own + u32(TEMPERATURE)])
     top_k, top_p = record[own + u32(TOP_K)], f32_of_bits(record[own + u32(TOP_P)])
+    vocab = record[own + u32(VOCAB)]
     least = _LOWEST
     if temperature != f32(0.0):
         largest = _LOWEST
