@@ -91,7 +91,7 @@ def test_the_device(settings, capsys):
 
 @pytest.mark.skipif(not (CODE / INDEX).is_file(), reason="the kernels are not built")
 def test_numerics_and_speed(settings):
-    suite.run(settings, ["golden", "shapes", "decode", "host", "prefill"])
+    suite.run(settings, ["golden", "shapes", "decode", "host", "overlap", "prefill"])
     found = report(settings)
     assert {name: part.get("error") for name, part in found.items()} == dict.fromkeys(found)
     assert found["golden"]["ok"]
@@ -99,4 +99,6 @@ def test_numerics_and_speed(settings):
     (decode,) = found["decode"]["models"].values()
     assert decode["weight_bytes"] > 0
     assert found["host"]["nodes"] == 2 + 1 + 5 + 1
+    assert found["overlap"]["ok"]
+    assert found["overlap"]["gain"] > 0
     assert found["prefill"]["tokens_per_second"] > 0

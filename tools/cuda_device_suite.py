@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Settings, Say], Facts]] = {
     "shapes": numerics.shapes,
     "decode": speed.decode,
     "host": speed.host,
+    "overlap": speed.overlap,
     "prefill": speed.prefill,
     "start": processes.start,
     "tests": processes.tests,

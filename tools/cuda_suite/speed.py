@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.backends.cuda.dependent import SWITCH
 from edgellm.backends.cuda.device import device_index
 from edgellm.backends.cuda.measure import Yardstick
 from edgellm.backends.cuda.runner import CudaRunner
 from edgellm.backends.interface import Batch, Choice
 from edgellm.backends.slots import SlotState
-from tools.cuda_suite.models import cache_of, feed, load, prompt, synthetic
+from tools.cuda_suite.models import cache_of, feed, greedy, load, prompt, synthetic
 from tools.cuda_suite.settings import Facts, Say, Settings
 
 #: The goals, as shares: of the copies' bandwidth, of the product's rate; tokens of batch 8 over those of batch 1.
@@ -119,6 +121,32 @@ def host(settings: Settings, say: Say) -> Facts:
     say(f"a step takes {np.median(wall) * 1e6:.0f} us, its graph of {nodes} nodes {np.median(device) * 1e6:.0f} us")
     say(f"beside the graph: {beside:.1f} us (goal: under {HOST_MICROSECONDS:.0f})")
     return {"ok": beside < HOST_MICROSECONDS, "microseconds_beside_graph": beside, "nodes": nodes}
+
+
+def overlap(settings: Settings, say: Say) -> Facts:
+    """Decode of the small model with launches that begin beside the one before them, and with none that do; good where
+    the greedy ids are the same."""
+    folder, seconds, ids = synthetic(settings, settings.small, say), {}, {}
+    before = os.environ.get(SWITCH)
+    try:
+        for value in ("1", "0"):
+            os.environ[SWITCH] = value
+            runner = load(folder, settings.device)
+            seconds[value] = _steps(runner, settings.decode_tokens, settings.decode_tokens + _WARM_UP + 2, 1)
+            ids[value] = greedy(runner, prompt(runner, 9), settings.decode_tokens)
+            runner.close()
+    finally:
+        os.environ.pop(SWITCH)
+        if before is not None:
+            os.environ[SWITCH] = before
+    gain = seconds["0"] / seconds["1"]
+    say(f"a step takes {seconds['1'] * 1e6:.0f} us, without overlap {seconds['0'] * 1e6:.0f}: {gain:.3f} x")
+    return {
+        "ok": ids["1"] == ids["0"],
+        "step_seconds": seconds["1"],
+        "step_seconds_without": seconds["0"],
+        "gain": gain,
+    }
 
 
 def prefill(settings: Settings, say: Say) -> Facts:

@@ -130,6 +130,9 @@ class Access:
             self._fail(f"a store to {held.name}, which is read-only", addresses, lanes, np.ones(addresses.size, bool))
         if self.frame.meter is not None:
             self.frame.meter.reached_global(self, addresses, lanes, self.frame)
+        if self.frame.overlap is not None:
+            ways = (self.writes, self.atomic)
+            self.frame.overlap.reached(self.ins, self.frame, addresses, self.width, lanes, *ways)
         return held.views[self.item], (addresses - held.base) >> self.shift, lanes
 
     def _scattered(self, addresses: np.ndarray, lanes: slice | np.ndarray, active: Active) -> list[Piece]:

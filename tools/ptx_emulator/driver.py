@@ -42,6 +42,7 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         backwards: run blocks one at a time, the last first.
         rough: .approx functions are off by as much as they may be.
         measure: count what kernels execute and reach; `statistics()` has it.
+        overlaps: raise for launches that may begin beside the one before them and touch what it touches too early.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class FakeDriver(MemoryCalls, ModuleCalls, StreamCalls):
         rough: bool = False,
         lanes: bool = False,
         backwards: bool = False,
+        overlaps: bool = False,
     ) -> None:
         chosen = [DEVICES[capability]] if devices is None else devices
         options = {"races": races, "measure": measure, "rough": rough, "lanes": lanes, "backwards": backwards}
         super().__init__(chosen, version, raise_faults, options)
+        self.watches_overlaps = overlaps
 
     # ---------------------------------------------------------------- the library
     @driver_function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,10 @@ from tools.ptx_emulator.statistics import Statistics
 
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
 _MAX_DYNAMIC_SHARED = 8
+#: CUlaunchConfig: grid, block, shared bytes, stream, attributes, their number; CUlaunchAttribute: id, value.
+_CONFIG = struct.Struct("<7I4xQQI4x")
+_ATTRIBUTE = struct.Struct("<i4xi60x")
+_SERIALIZATION = 6
 _REGISTERS = 64  # nobody knows before ptxas has run
 # The PTX version that came with each CUDA 12; 11.m came with 7.m and 13.m with 9.m.
 _PTX_OF_12 = (0, 1, 2, 3, 4, 5, 5, 6, 7, 8)
@@ -62,7 +67,7 @@ def newest_ptx(driver: tuple[int, int]) -> tuple[int, int]:
 
 
 class ModuleCalls(State):
-    """cuModule*, cuFunc*, cuOccupancy* and cuLaunchKernel."""
+    """cuModule*, cuFunc*, cuOccupancy* and cuLaunchKernel*."""
 
     @driver_function
     def cuModuleLoadDataEx(self, module: Any, image: Any, count: int, options: Any, values: Any) -> int | None:
@@ -170,7 +175,25 @@ class ModuleCalls(State):
     def cuLaunchKernel(self, function: int, *rest: Any) -> int | None:
         """rest: grid x y z, block x y z, dynamic shared bytes, stream, parameters, extra."""
         *extents, stream, parameters, extra = rest
-        gx, gy, gz, bx, by, bz, shared = (number_of(value) for value in extents)
+        return self._launch(function, [number_of(value) for value in extents], stream, parameters, extra, False)
+
+    @driver_function
+    def cuLaunchKernelEx(self, config: Any, function: int, parameters: Any, extra: Any) -> int | None:
+        """Takes the attribute of programmatic stream serialization, on devices that have it."""
+        *extents, stream, attributes, count = _CONFIG.unpack(ctypes.string_at(number_of(config), _CONFIG.size))
+        beside = False
+        for number in range(count):
+            text = ctypes.string_at(attributes + number * _ATTRIBUTE.size, _ATTRIBUTE.size)
+            kind, value = _ATTRIBUTE.unpack(text)
+            if kind != _SERIALIZATION or self.device.model.capability < 90:
+                return INVALID_VALUE
+            beside = bool(value)
+        return self._launch(function, extents, stream, parameters, extra, beside)
+
+    def _launch(
+        self, function: int, extents: list[int], stream: int, parameters: Any, extra: Any, beside: bool
+    ) -> int | None:
+        gx, gy, gz, bx, by, bz, shared = extents
         found = self.held(function, Function)
         kernel, model = found.kernel, found.device.model
         if extra is not None and number_of(extra):
@@ -183,9 +206,13 @@ class ModuleCalls(State):
         if shared > allowed:
             return INVALID_VALUE
         data = _parameters(kernel, number_of(parameters))
-        self.enqueue(
-            stream, Work(found.name, lambda: kernel.run((gx, gy, gz), (bx, by, bz), data, dynamic_shared=shared))
-        )
+
+        def run() -> None:
+            overlap = self.overlap_of(beside)
+            kernel.run((gx, gy, gz), (bx, by, bz), data, dynamic_shared=shared, overlap=overlap)
+            self.before = overlap
+
+        self.enqueue(stream, Work(found.name, run, beside))
         return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tools.ptx_emulator.errors import EmulatorError
 from tools.ptx_emulator.memory import Memory
+from tools.ptx_emulator.overlap import Overlap
 
 SUCCESS = 0
 INVALID_VALUE = 1
@@ -120,6 +121,8 @@ class State:
         calls: how often each function was called.
         launched: names of what the device has done, in order: an entry's name, or copy, fill.
         fault: what a kernel did wrong, when faults are not raised.
+        watches_overlaps: whether launches that may begin beside the one before are looked at (`overlap.py`).
+        before: what the last launch reached, None behind a copy.
     """
 
     def __init__(
@@ -137,6 +140,8 @@ class State:
         self.calls: Counter[str] = Counter()
         self.launched: list[str] = []
         self.fault: EmulatorError | None = None
+        self.watches_overlaps = False
+        self.before: Overlap | None = None
         self.handles: dict[int, Any] = {}
         self._next_handle = 0x1000
         self._failures: dict[str, dict[int, int]] = {}
@@ -189,6 +194,10 @@ class State:
         self._sticky = LAUNCH_FAILED
         if error.address is not None:
             self._sticky = MISALIGNED_ADDRESS if "aligned" in message else ILLEGAL_ADDRESS
+
+    def overlap_of(self, beside: bool) -> Overlap | None:
+        """What looks at the launch that begins now."""
+        return Overlap(self.before if beside else None) if self.watches_overlaps else None
 
     def code_of(self, name: str, function: Callable[..., int | None], arguments: tuple[Any, ...]) -> int:
         self.calls[name] += 1

@@ -62,6 +62,8 @@ class StreamCalls(State):
                 return
             if work.name:
                 self.launched.append(work.name)
+            if work.name in ("copy", "fill"):
+                self.before = None
             if work is until:
                 return
 

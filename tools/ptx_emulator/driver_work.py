@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Work:
-    """A launch, copy or fill."""
+    """A launch, copy or fill. `beside`: a launch that may begin beside the one before it."""
 
     name: str
     run: Callable[[], None]
+    beside: bool = False
 
 
 @dataclass

@@ -78,6 +78,7 @@ class Frame:
         self.watch: Watch | None = None
         self.copies: Copies | None = None
         self.meter: Meter | None = None
+        self.overlap: Overlapping | None = None
         self.rough = False
         self.values: dict[Register, np.ndarray] = {}
         self.carry = np.zeros(self.threads, np.uint64)
@@ -156,6 +157,8 @@ class Frame:
         for one in (self.copies, self.watch):
             if one is not None:
                 one.reset()
+        if self.overlap is not None:
+            self.overlap.begin(self)
 
     @property
     def bytes(self) -> int:
@@ -258,6 +261,31 @@ class Meter(Protocol):
 
     def reached_shared(self, access: object, addresses: np.ndarray, lanes: slice | np.ndarray, frame: Frame) -> None:
         """They reach these addresses of their blocks' shared memory."""
+
+
+class Overlapping(Protocol):
+    """Sees what a launch reaches that may begin beside the one before it; see `overlap.py`."""
+
+    def begin(self, frame: Frame) -> None:
+        """Other blocks begin."""
+
+    def wait(self, active: Active) -> None:
+        """The threads have waited for the launch before."""
+
+    def let_next(self, ins: Instruction, frame: Frame, active: Active) -> None:
+        """The threads let the next launch begin."""
+
+    def reached(
+        self,
+        ins: Instruction,
+        frame: Frame,
+        addresses: np.ndarray,
+        width: int,
+        lanes: slice | np.ndarray,
+        writes: bool,
+        atomic: bool,
+    ) -> None:
+        """The threads are about to reach `width` bytes of global memory each."""
 
 
 class Copies(Protocol):

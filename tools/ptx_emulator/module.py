@@ -12,6 +12,7 @@ from tools.ptx_emulator.errors import EmulatorError
 from tools.ptx_emulator.frame import Frame, Shape
 from tools.ptx_emulator.inline import inlined, symbols_used
 from tools.ptx_emulator.memory import Memory
+from tools.ptx_emulator.overlap import Overlap
 from tools.ptx_emulator.parser import parse
 from tools.ptx_emulator.races import RaceFinder
 from tools.ptx_emulator.registry import unknown
@@ -180,8 +181,9 @@ class Kernel:
         parameters: np.ndarray,
         dynamic_shared: int = 0,
         together: bool = False,
+        overlap: Overlap | None = None,
     ) -> None:
-        """Runs every block with `parameters` as `packed` gives them."""
+        """Runs every block with `parameters` as `packed` gives them; `overlap` sees what it reaches."""
         blocks = grid[0] * grid[1] * grid[2]
         threads = block[0] * block[1] * block[2]
         most = self.function.max_threads or 1024
@@ -197,8 +199,11 @@ class Kernel:
         for first in reversed(starts) if self.module.backwards else starts:
             shape = Shape(block, min(batch, blocks - first))
             frame, program = self._frame(shape, shared)
+            frame.overlap = overlap
             frame.begin(grid, first, parameters)
             program.run()
+        if overlap is not None:
+            overlap.end(self.function.name)
         if self.module.measure:
             self.module.statistics[self.function.name].launched()
 

@@ -118,12 +118,28 @@ def _nothing(active: Active) -> None:
     return None
 
 
-@operation(
-    "prefetch", "prefetchu", "membar", "fence", "griddepcontrol", "nanosleep", "discard", "applypriority", "pmevent"
-)
+@operation("prefetch", "prefetchu", "membar", "fence", "nanosleep", "discard", "applypriority", "pmevent")
 def compile_hint(ins: Instruction, frame: Frame) -> Run:
     """Hints and orderings: one thread after the other sees memory in order here anyway."""
     return _nothing
+
+
+@operation("griddepcontrol")
+def compile_dependence(ins: Instruction, frame: Frame) -> Run:
+    """Launches run one after the other here; where one may begin earlier, `overlap.py` sees what it then does."""
+    if ins.parts[1:] not in (("wait",), ("launch_dependents",)):
+        raise unknown(ins)
+    waits = ins.parts[1] == "wait"
+
+    def run(active: Active) -> None:
+        if frame.overlap is None:
+            return
+        if waits:
+            frame.overlap.wait(active)
+        else:
+            frame.overlap.let_next(ins, frame, active)
+
+    return run
 
 
 @operation("createpolicy")

@@ -82,6 +82,11 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuGraphExecDestroy": (_HANDLE,),
 }
 
+#: What newer drivers have beside these: who calls one asks `Driver.has` first.
+OPTIONAL: dict[str, tuple[Any, ...]] = {
+    "cuLaunchKernelEx": (c_void_p, _HANDLE, c_void_p, c_void_p),  # CUDA 11.8
+}
+
 
 def load_library() -> Any:
     """The driver's library. Raises `BackendUnavailable` where there is none; says what to install."""
@@ -103,10 +108,16 @@ class Driver:
 
     def __init__(self, library: Any) -> None:
         self._functions = {name: _bound(library, name, types) for name, types in FUNCTIONS.items()}
+        newer = {name: types for name, types in OPTIONAL.items() if hasattr(library, name)}
+        self._functions |= {name: _bound(library, name, types) for name, types in newer.items()}
         self.call("cuInit", 0)
         version = c_int()
         self.call("cuDriverGetVersion", ctypes.byref(version))
         self.version = (version.value // 1000, version.value % 1000 // 10)
+
+    def has(self, name: str) -> bool:
+        """Whether the library has the function `name`, one of `OPTIONAL`."""
+        return name in self._functions
 
     def raw(self, name: str) -> Callable[..., int]:
         """The function `name`, unchecked: it returns the driver's code."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
+from edgellm.backends.cuda.dependent import LAUNCH, dependent_config, serves, waiting
 from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.driver_errors import SUCCESS
 from edgellm.backends.cuda.entry import Entry
@@ -26,12 +28,16 @@ _SHARED_FOR_ALL = 48 << 10
 class Module:
     """PTX that the driver has compiled for the device. Its own cache keeps what it compiled between processes.
 
+    Attributes:
+        overlapping: names of its kernels that may begin beside the launch before them.
+
     Raises:
         BackendUnavailable: the driver cannot compile it; says what it says.
     """
 
     def __init__(self, device: Device, ptx: str) -> None:
         self.device = device
+        self.overlapping = waiting(ptx) if serves(device) else frozenset()
         calls = device.driver
         image = ctypes.create_string_buffer(ptx.encode("ascii"))
         log = ctypes.create_string_buffer(_LOG_BYTES)
@@ -63,6 +69,7 @@ class Function:
         self._module = module  # its code goes with it
         self._calls = module.device.driver
         self._launch = self._calls.raw("cuLaunchKernel")
+        self._launch_beside = self._calls.raw(LAUNCH) if entry.name in module.overlapping else None
         with module.device:
             self.handle = self._calls.new_handle("cuModuleGetFunction", module.handle, entry.name.encode("ascii"))
             if entry.dynamic_shared > _SHARED_FOR_ALL:
@@ -112,19 +119,39 @@ class Launch:
         values: ctypes scalars in order; a new value in one counts from the next `run` on.
     """
 
-    __slots__ = ("_arguments", "_calls", "_fixed", "_function", "_launch", "_pointers", "grid", "name", "values")
+    __slots__ = ("_arguments", "_calls", "_config", "_fixed", "_function", "_pointers", "grid", "name", "values")
 
     def __init__(self, function: Function, grid: tuple[int, ...], values: tuple[Any, ...]) -> None:
         self.name, self.grid, self.values = function.entry.name, grid, values
         self._function = function  # whose module goes with it
-        self._calls, self._launch = function._calls, function._launch
+        self._calls = function._calls
         self._pointers = (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(value) for value in values])
         self._arguments = ctypes.addressof(self._pointers)
         entry = function.entry
         self._fixed = (function.handle, *grid, entry.threads, 1, 1, entry.dynamic_shared)
+        self._config = dependent_config(grid, entry.threads, entry.dynamic_shared) if function._launch_beside else None
 
     def run(self, stream: Stream) -> None:
         """Put it into the stream. The context must be current."""
-        code = self._launch(*self._fixed, stream.handle, self._arguments, None)
+        code = self._function._launch(*self._fixed, stream.handle, self._arguments, None)
         if code:
             raise self._calls.error(code, "cuLaunchKernel", self.name)
+
+    def follow(self, stream: Stream) -> None:
+        """As `run` behind another launch, beside which it may begin where kernel and device know how to wait."""
+        if self._config is None:
+            self.run(stream)
+            return
+        self._config.stream = stream.handle
+        function = self._function
+        code = function._launch_beside(ctypes.addressof(self._config), function.handle, self._arguments, None)
+        if code:
+            raise self._calls.error(code, LAUNCH, self.name)
+
+
+def run_in_order(launches: Sequence[Launch], stream: Stream) -> None:
+    """Put launches into the stream, each to `follow` the one before; the first waits for whatever the stream has."""
+    for launch in launches[:1]:
+        launch.run(stream)
+    for launch in launches[1:]:
+        launch.follow(stream)

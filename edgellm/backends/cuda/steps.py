@@ -15,7 +15,7 @@ from edgellm.backends.cuda.device import Device
 from edgellm.backends.cuda.graph import Graph
 from edgellm.backends.cuda.kernels.record import MAX_BATCH
 from edgellm.backends.cuda.lower import Model, StepShape, lower, lower_choice, lower_logits
-from edgellm.backends.cuda.module import Launch
+from edgellm.backends.cuda.module import Launch, run_in_order
 from edgellm.backends.cuda.records import ids_in, records_in
 from edgellm.backends.cuda.stream import Stream
 from edgellm.backends.cuda.traced import TracedBuffers
@@ -71,15 +71,13 @@ class Steps:
         space = self._model.space
         self._stream.upload(space.record, records_in(space.host.array)[:1])
         self._stream.upload(space.ids, ids_in(space.host.array)[:rows])
-        for launch in self._prompt_launches(rows):
-            launch.run(self._stream)
+        run_in_order(self._prompt_launches(rows), self._stream)
 
     def logits(self, first: int, rows: int, wanted: Wanted = LOGITS) -> None:
         """Put the logits of a prompt's rows first .. first + rows - 1 into the stream, up to `host_logits`, or the
         token that record 0 chooses, up to `host_tokens`."""
         calls = lower_logits(self._model, self._prompt_shape(rows), first, rows)
-        for launch in self._model.kernels.prepare(calls + self._choice(rows, wanted)):
-            launch.run(self._stream)
+        run_in_order(self._model.kernels.prepare(calls + self._choice(rows, wanted)), self._stream)
         self._bring(rows, wanted)
 
     def _choice(self, rows: int, wanted: Wanted) -> list[Call]:
@@ -142,8 +140,7 @@ class Steps:
 
         def step() -> None:
             self._stream.upload(model.space.record, records_in(model.space.host.array)[:rows])
-            for launch in launches:
-                launch.run(self._stream)
+            run_in_order(launches, self._stream)
             if self._has_logits:
                 self._bring(rows, wanted)
 
