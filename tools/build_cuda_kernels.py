@@ -45,7 +45,7 @@ def _build(folder: Path, only: str, *, everything: bool, write: bool) -> int:
 
     kernels = all_kernels()
     for kernel in kernels.values():
-        digest(kernel.function.__module__)  # kept: a file edited from now on must not lend its digest to older code
+        digest(kernel.module)  # kept: a file edited from now on must not lend its digest to older code
     old = shipped(folder) if (folder / INDEX).exists() else None
     made: list[Built] = []
     written = time.monotonic()

@@ -32,7 +32,7 @@ def build(kernel: Kernel, old: Shipped | None) -> tuple[Built, bool]:
         EdgeLLMError: its code cannot be shipped.
         numba's errors: it cannot be compiled.
     """
-    sources = digest(kernel.function.__module__)
+    sources = digest(kernel.module)
     if old is not None and old.sources.get(kernel.name) == sources and _same_entry(kernel, old):
         return Built(kernel, old.texts[kernel.name], sources), False
     from edgellm.backends.cuda.ptx.compile import texts_of
@@ -66,7 +66,7 @@ def files(built: Iterable[Built]) -> dict[str, bytes]:
             code[str(target)] = [places.get(target, 0), len(text)]
             places[target] = places.get(target, 0) + len(text)
             parts.setdefault(target, []).append(text)
-        origin = {"module": made.kernel.function.__module__, "sources": made.sources}
+        origin = {"module": made.kernel.module, "sources": made.sources}
         rows[made.kernel.name] = {**_declared(made.kernel), "code": code, **origin}
     texts = {target: "".join(listed).encode("ascii") for target, listed in sorted(parts.items())}
     targets = {str(target): hashlib.sha256(text).hexdigest() for target, text in texts.items()}

@@ -94,7 +94,10 @@ def bring_up_to_date(
 ) -> dict[str, dict[str, Row]]:
     """Measure what is not in the file or has changed, and write it."""
     kept = read(path)
-    rows = {name: dict(kept.get(name, {})) for name in code.entries}
+    rows = {
+        name: {sm: row for sm, row in kept.get(name, {}).items() if entry.runs_on(int(sm))}
+        for name, entry in code.entries.items()
+    }
     for capability in CAPABILITIES:
         stale = [name for name in code.entries if _stale(code, budgets[name], rows[name], name, capability)]
         for name, row in measure(code, budgets, stale, capability).items():

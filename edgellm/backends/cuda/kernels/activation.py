@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.declare import Kernel, kernel
 from edgellm.backends.cuda.kernels.record import COUNT
-from edgellm.backends.cuda.kernels.rows import ROW_THREADS, block_max, half_scale
+from edgellm.backends.cuda.kernels.rows import PLAIN, ROW_THREADS, half_row
 from edgellm.backends.cuda.ptx import (
     cuda,
     device,
     erf,
     f32,
-    f32_to_f16,
-    fabs,
     fma,
-    fmax,
     griddep_launch,
     griddep_wait,
     sigmoid,
@@ -29,6 +26,8 @@ from edgellm.backends.cuda.ptx import (
 
 _BLOCK = u32(ROW_THREADS)
 _BLOCK_WARPS = ROW_THREADS // 32
+_NONE = f32(0.0)  # numbers that a row does not need
+_largest, _write = PLAIN
 _ROWS = (("record", "u32*"), ("stride", "u32"), ("width", "u32"), ("step", "u32"))
 
 
@@ -56,6 +55,12 @@ ACTIVATIONS = {"silu": silu, "gelu": gelu, "gelu_pytorch_tanh": gelu_pytorch_tan
 
 def _declare(name: str) -> tuple[Kernel, Kernel]:
     act = ACTIVATIONS[name]
+
+    @device
+    def product(gate, up, at, i, p, q):
+        return act(gate[u32(at + i)]) * up[u32(at + i)]
+
+    largest, write = half_row(product)
 
     @kernel(
         f"act_mul_{name}",
@@ -90,19 +95,9 @@ def _declare(name: str) -> tuple[Kernel, Kernel]:
         row = u32(cuda.blockIdx.x)
         if step == u32(0) and row >= record[u32(COUNT)]:
             return
-        source = u32(row * stride)
-        largest = f32(0.0)
-        i = u32(cuda.threadIdx.x)
-        while i < width:
-            largest = fmax(largest, fabs(act(gate[source + i]) * up[source + i]))
-            i = u32(i + _BLOCK)
-        multiplier, scale = half_scale(block_max(largest, stage))
-        i = u32(cuda.threadIdx.x)
-        while i < width:
-            out[row * width + i] = f32_to_f16(act(gate[source + i]) * up[source + i] * multiplier)
-            i = u32(i + _BLOCK)
-        if u32(cuda.threadIdx.x) == u32(0):
-            scales[row] = scale
+        at = u32(row * stride)
+        most = largest(gate, up, at, _NONE, _NONE, width, stage)
+        write(out, scales, row, gate, up, at, _NONE, _NONE, width, most)
 
     return act_mul, act_mul_float16
 
@@ -137,15 +132,6 @@ def to_float16(x, out, scales, record, stride, width, step):
     row = u32(cuda.blockIdx.x)
     if step == u32(0) and row >= record[u32(COUNT)]:
         return
-    largest = f32(0.0)
-    i = u32(cuda.threadIdx.x)
-    while i < width:
-        largest = fmax(largest, fabs(x[row * stride + i]))
-        i = u32(i + _BLOCK)
-    multiplier, scale = half_scale(block_max(largest, stage))
-    i = u32(cuda.threadIdx.x)
-    while i < width:
-        out[row * width + i] = f32_to_f16(x[row * stride + i] * multiplier)
-        i = u32(i + _BLOCK)
-    if u32(cuda.threadIdx.x) == u32(0):
-        scales[row] = scale
+    at = u32(row * stride)
+    most = _largest(x, x, at, _NONE, _NONE, width, stage)
+    _write(out, scales, row, x, x, at, _NONE, _NONE, width, most)

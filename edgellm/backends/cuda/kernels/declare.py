@@ -47,10 +47,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Kernel(Entry):
-    """A kernel as declared: the host's part, the Python function that is compiled, and what its code must keep to."""
+    """A kernel as declared: the host's part, the Python function that is compiled, what its code must keep to, and the
+    module that declares it, which imports all that it is made from."""
 
     function: Callable[..., None]
     budget: Budget
+    module: str
 
 
 REGISTRY: dict[str, Kernel] = {}
@@ -70,8 +72,11 @@ def kernel(
     expects: Sequence[str] = (),
     weight_bits: int = 0,
     instructions_a_weight: float = 0.0,
+    module: str | None = None,
 ) -> Callable[[Callable[..., None]], Kernel]:
     """Declare the decorated function a kernel; what it gives stands in `REGISTRY` under `name`. See `Kernel`, `Budget`.
+
+    `module`: where the function was made from what another module brings, that one; else the function's own.
 
     Raises:
         UsageError: a name twice or no identifier, parameters that are not the function's, an unknown type, a block that
@@ -81,7 +86,8 @@ def kernel(
     def declare(function: Callable[..., None]) -> Kernel:
         budget = Budget(registers, shared, tuple(expects), weight_bits, instructions_a_weight)
         listed = tuple(Parameter(*parameter) for parameter in parameters)
-        declared = Kernel(name, listed, threads, min_blocks, lowest, highest, dynamic_shared, function, budget)
+        shape = (threads, min_blocks, lowest, highest, dynamic_shared)
+        declared = Kernel(name, listed, *shape, function, budget, module or function.__module__)
         _check(declared)
         REGISTRY[name] = declared
         return declared

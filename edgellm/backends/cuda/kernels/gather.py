@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.declare import kernel
 from edgellm.backends.cuda.kernels.record import COUNT
-from edgellm.backends.cuda.kernels.rows import ROW_THREADS, block_max, half_scale
-from edgellm.backends.cuda.ptx import cuda, f32, f32_to_f16, fabs, fmax, u32
+from edgellm.backends.cuda.kernels.rows import PLAIN, ROW_THREADS, half_row
+from edgellm.backends.cuda.ptx import cuda, device, f32, u32
 
-_BLOCK = u32(ROW_THREADS)
 _BLOCK_WARPS = ROW_THREADS // 32
+_NONE = f32(0.0)  # numbers that a row does not need
+
+
+@device
+def gathered(x, order, at, i, p, q):
+    """An element of the row in its new order."""
+    return x[u32(at + order[i])]
+
+
+_largest, _write = PLAIN.largest, half_row(gathered).write
 
 
 @kernel(
@@ -37,16 +46,6 @@ def gather_float16(x, order, out, scales, record, stride, width, step):
     row = u32(cuda.blockIdx.x)
     if step == u32(0) and row >= record[u32(COUNT)]:
         return
-    source, target = u32(row * stride), u32(row * width)
-    largest = f32(0.0)
-    i = u32(cuda.threadIdx.x)
-    while i < width:
-        largest = fmax(largest, fabs(x[u32(source + i)]))
-        i = u32(i + _BLOCK)
-    multiplier, scale = half_scale(block_max(largest, stage))
-    i = u32(cuda.threadIdx.x)
-    while i < width:
-        out[u32(target + i)] = f32_to_f16(x[u32(source + order[i])] * multiplier)
-        i = u32(i + _BLOCK)
-    if u32(cuda.threadIdx.x) == u32(0):
-        scales[row] = scale
+    at = u32(row * stride)
+    most = _largest(x, x, at, _NONE, _NONE, width, stage)  # in the order of memory
+    _write(out, scales, row, x, order, at, _NONE, _NONE, width, most)

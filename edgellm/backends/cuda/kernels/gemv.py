@@ -115,6 +115,7 @@ for _tokens in (4, 8):
             _step_inputs = 64 if _bits == 16 or _group == 16 or (_bits == 8 and _group < 128) else 128
             _together = 1 if _tokens == 8 and (_bits == 16 or (_bits == 8 and _group == 128)) else 2
             declare_gemv(
+                __name__,
                 f"gemv_w{_bits}g{_group}_b{_tokens}" if _bits < 16 else f"gemv_w16_b{_tokens}",
                 _bits,
                 _group,

@@ -151,8 +151,9 @@ def make_collect(tokens, warps):
     return collect
 
 
-def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product, **budget: Any) -> Kernel:
-    """Declare a decode kernel for weights of `bits`, groups of `group` and up to `tokens` tokens."""
+def declare_gemv(module: str, name: str, bits: int, group: int, tokens: int, product: Product, **budget: Any) -> Kernel:
+    """Declare a decode kernel for weights of `bits`, groups of `group` and up to `tokens` tokens; `module`: whose
+    `product` it is."""
     warps = product.warps
     step_inputs = product.step_inputs
     halves = 128 // step_inputs
@@ -166,7 +167,7 @@ def declare_gemv(name: str, bits: int, group: int, tokens: int, product: Product
     zeros_type = "u32*" if bits == 8 else "u16*"
     parameters = tuple((name, zeros_type if name == "zeros" else kind) for name, kind in PARAMETERS)
 
-    @kernel(name, parameters, threads=32 * warps, weight_bits=bits, **budget)
+    @kernel(name, parameters, threads=32 * warps, weight_bits=bits, module=module, **budget)
     def gemv(
         tiles, scales, zeros, bias, x, norm, order, out, rows, row_tiles, inputs, steps,
         batch, x_stride, out_stride, split_log, chunk, zero, flags, factor, multiplier, eps, offset, softcap,

@@ -17,9 +17,8 @@ of a token: four products and, once for all tokens, four instructions to take ni
 from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.gemv_body import Product, declare_gemv
-from edgellm.backends.cuda.kernels.gemv_input import read_pairs
-from edgellm.backends.cuda.kernels.gemv_plan import CHUNK, OLD_WARPS
-from edgellm.backends.cuda.kernels.linear_flags import NORM
+from edgellm.backends.cuda.kernels.gemv_input import make_pair_stage
+from edgellm.backends.cuda.kernels.gemv_plan import BELOW_AMPERE, CHUNK, OLD_WARPS
 from edgellm.backends.cuda.layout import GROUPS
 from edgellm.backends.cuda.ptx import (
     bits_of_f32,
@@ -43,14 +42,12 @@ from edgellm.backends.cuda.ptx import (
     shfl_xor_u32,
     u32,
     unpack_f16x2,
-    warp_sum,
 )
 
 #: Most inputs of x that share a scale.
 X_GROUP = 32
 #: Most instructions a weight of the hot loop, by tokens, groups of 64 and more; half are ends of the groups of x.
 INSTRUCTIONS = {1: 3.0, 4: 9.0}
-_THREADS = 32 * OLD_WARPS
 _TOP = f32(32512.0)  # 127 * 256: both planes fit
 _LEAST = f32(2.0**-100)  # of a group's largest: below it x is 0, and its inverse stays finite
 
@@ -62,58 +59,36 @@ def begin(lane, batch, stride):
     return u32(quad_lane * u32(8)), u32(0xFFFFFFFF) if quad_lane == u32(0) else u32(0)
 
 
-def make_stage(group):
-    """The function that brings a chunk of x into shared memory as int8 planes, a scale for `group` inputs."""
+def make_put(group):
+    """The function that leaves four inputs in shared memory as int8 planes, a scale for `group` inputs; a group of the
+    chunk has two words of `sums`: its scale and, an integer, its sum."""
     lanes, halvings = group // 4, (group // 4).bit_length() - 1  # four inputs a thread
 
     @device
-    def stage(
-        planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset, counting, first, quads, stride,
-        warp, lane,
-    ):  # fmt: skip
-        """As `gemv_input.stage`; a group of the chunk has two words of `sums`: its scale and, an integer, its sum."""
-        v, n = cuda.local.array(4, f32), cuda.local.array(4, f32)
-        tid = u32(warp * u32(32) + lane)
-        for token in range(batch):
-            token = u32(token)
-            base, column = u32(token * x_stride), u32(token * stride)
-            square = f32(0)
-            for quad in range(tid, quads, u32(_THREADS)):
-                quad = u32(quad)
-                k = u32(first + (quad >> u32(2)) * u32(16) + (quad & u32(3)) * u32(2))
-                read_pairs(v, x, base, k, inputs, order, flags)
-                if flags & u32(NORM):
-                    read_pairs(n, norm, u32(0), k, inputs, order, flags)
-                    for i in range(u32(4)):
-                        square = fma(v[i], v[i], square)
-                        v[i] *= offset + n[i]
-                largest = fmax(fmax(fabs(v[0]), fabs(v[1])), fmax(fabs(v[2]), fabs(v[3])))
-                for step in range(halvings):
-                    largest = fmax(largest, shfl_xor(largest, u32(1 << step)))
-                scale = largest * rcp(_TOP)
-                inverse = _TOP * rcp(largest) if largest > _LEAST else f32(0)
-                high, low, total = u32(0), u32(0), u32(0)
-                for i in range(u32(4)):  # inputs 2t, 2t + 8, 2t + 1, 2t + 9
-                    q = round_i32(v[i] * inverse)
-                    upper = i32((q + i32(128)) >> i32(8))
-                    high = u32(high | (u32(upper & i32(0xFF)) << (i * u32(8))))
-                    low = u32(low | (u32((q - (upper << i32(8))) & i32(0xFF)) << (i * u32(8))))
-                    total = u32(total + u32(q))
-                for step in range(halvings):
-                    total = u32(total + shfl_xor_u32(total, u32(1 << step)))
-                at = u32(column + (quad >> u32(4)) * u32(32) + (quad & u32(3)) * u32(8) + ((quad >> u32(2)) & u32(3)))
-                planes[at] = high
-                planes[u32(at + u32(4))] = low
-                if (quad & u32(lanes - 1)) == u32(0):
-                    at = u32((token * u32(quads // u32(lanes)) + quad // u32(lanes)) * u32(2))
-                    sums[at] = scale
-                    sums[u32(at + u32(1))] = f32_of_bits(total)
-            if counting and flags & u32(NORM):
-                square = warp_sum(square)
-                if (tid & u32(31)) == u32(0):
-                    squares[u32((tid >> u32(5)) * u32(8) + token)] += square
+    def put(planes, sums, v, token, column, quad, quads):
+        largest = fmax(fmax(fabs(v[0]), fabs(v[1])), fmax(fabs(v[2]), fabs(v[3])))
+        for step in range(halvings):
+            largest = fmax(largest, shfl_xor(largest, u32(1 << step)))
+        scale = largest * rcp(_TOP)
+        inverse = _TOP * rcp(largest) if largest > _LEAST else f32(0)
+        high, low, total = u32(0), u32(0), u32(0)
+        for i in range(u32(4)):  # inputs 2t, 2t + 8, 2t + 1, 2t + 9
+            q = round_i32(v[i] * inverse)
+            upper = i32((q + i32(128)) >> i32(8))
+            high = u32(high | (u32(upper & i32(0xFF)) << (i * u32(8))))
+            low = u32(low | (u32((q - (upper << i32(8))) & i32(0xFF)) << (i * u32(8))))
+            total = u32(total + u32(q))
+        for step in range(halvings):
+            total = u32(total + shfl_xor_u32(total, u32(1 << step)))
+        at = u32(column + (quad >> u32(4)) * u32(32) + (quad & u32(3)) * u32(8) + ((quad >> u32(2)) & u32(3)))
+        planes[at] = high
+        planes[u32(at + u32(4))] = low
+        if (quad & u32(lanes - 1)) == u32(0):
+            at = u32((token * u32(quads // u32(lanes)) + quad // u32(lanes)) * u32(2))
+            sums[at] = scale
+            sums[u32(at + u32(1))] = f32_of_bits(total)
 
-    return stage
+    return put
 
 
 def make_compute(bits, group, tokens):
@@ -185,12 +160,13 @@ for _tokens in (1, 4):
     for _bits in (4, 8):
         for _group in GROUPS:
             declare_gemv(
+                __name__,
                 f"gemv_dp4a_w{_bits}g{_group}_b{_tokens}",
                 _bits,
                 _group,
                 _tokens,
                 Product(
-                    stage=make_stage(min(_group, X_GROUP)),
+                    stage=make_pair_stage(make_put(min(_group, X_GROUP)), OLD_WARPS),
                     begin=begin,
                     compute=make_compute(_bits, _group, _tokens),
                     keep=make_keep(_tokens),
@@ -201,6 +177,7 @@ for _tokens in (1, 4):
                     warps=OLD_WARPS,
                 ),
                 lowest=70,
+                highest=BELOW_AMPERE,
                 registers=255,
                 expects=("LDG.E.*128", "IDP.4A"),
                 instructions_a_weight=INSTRUCTIONS[_tokens] * (1.6 if _group < 64 else 1.0),

@@ -68,6 +68,42 @@ def read_pairs(values, x, base, k, inputs, order, flags):
             values[i] = value
 
 
+def make_pair_stage(put, warps):
+    """The function that brings a chunk of x into shared memory below sm_80: a thread has four inputs of a block, those
+    of `read_pairs`, and gives them to `put(planes, sums, v, token, column, quad, quads)`, which knows their place;
+    `column` is where the token's words begin."""
+    threads = 32 * warps
+
+    @device
+    def stage(
+        planes, sums, squares, x, norm, order, inputs, batch, x_stride, flags, offset, counting, first, quads, stride,
+        warp, lane,
+    ):  # fmt: skip
+        """As `make_stage`'s."""
+        v, n = cuda.local.array(4, f32), cuda.local.array(4, f32)
+        tid = u32(warp * u32(32) + lane)
+        for token in range(batch):
+            token = u32(token)
+            base, column = u32(token * x_stride), u32(token * stride)
+            square = f32(0)
+            for quad in range(tid, quads, u32(threads)):
+                quad = u32(quad)
+                k = u32(first + (quad >> u32(2)) * u32(16) + (quad & u32(3)) * u32(2))
+                read_pairs(v, x, base, k, inputs, order, flags)
+                if flags & u32(NORM):
+                    read_pairs(n, norm, u32(0), k, inputs, order, flags)
+                    for i in range(u32(4)):
+                        square = fma(v[i], v[i], square)
+                        v[i] *= offset + n[i]
+                put(planes, sums, v, token, column, quad, quads)
+            if counting and flags & u32(NORM):
+                square = warp_sum(square)
+                if (tid & u32(31)) == u32(0):
+                    squares[u32((tid >> u32(5)) * u32(8) + token)] += square
+
+    return stage
+
+
 def make_stage(group, together):
     """The function that brings a chunk of x into shared memory, for groups of `group` inputs (0: no sums).
 

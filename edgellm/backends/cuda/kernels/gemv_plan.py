@@ -9,6 +9,8 @@ from edgellm.backends.cuda.layout import INPUT_ALIGNMENT, LinearLayout
 #: Warps of a block; below sm_80, whose kernels hold more in registers, half as many.
 WARPS = 16
 OLD_WARPS = 8
+#: The last capability whose decode kernels are these: from 8.0 on `gemv_kernel` takes those of the tensor cores.
+BELOW_AMPERE = 79
 #: Inputs times tokens that a block holds in shared memory.
 CHUNK = 8192
 #: What a pass costs beside its steps (the sums' way through shared memory, a barrier, outputs), in steps of a warp.
@@ -30,7 +32,7 @@ def plan_gemv(layout: LinearLayout, batch: int, multiprocessors: int, capability
     More warps on a tile take fewer steps each, but a block then has fewer tiles a pass, and rows of x that do not fit
     at once are brought in anew in each pass: a pass costs `_PASS_STEPS`, and a pass with chunks their copying, too.
     """
-    warps = WARPS if capability >= 80 else OLD_WARPS
+    warps = WARPS if capability > BELOW_AMPERE else OLD_WARPS
     room = CHUNK // INPUT_ALIGNMENT // batch
 
     def cost(split_log: int) -> float:
@@ -49,13 +51,13 @@ def plan_gemv(layout: LinearLayout, batch: int, multiprocessors: int, capability
 
 def gemv_tokens(capability: int) -> int:
     """The most tokens of one launch on a device (87 means 8.7)."""
-    return 8 if capability >= 80 else 4
+    return 8 if capability > BELOW_AMPERE else 4
 
 
 def gemv_kernel(layout: LinearLayout, batch: int, capability: int) -> str:
     """The decode kernel of a weight for 1 to `gemv_tokens` tokens on a device."""
     kind = "w16" if layout.bits == 16 else f"w{layout.bits}g{layout.group}"
-    if capability >= 80:
+    if capability > BELOW_AMPERE:
         return f"gemv_{kind}_b{4 if batch <= 4 else 8}"
     return f"gemv_{'fma' if layout.bits == 16 else 'dp4a'}_{kind}_b{1 if batch == 1 else 4}"
 

@@ -15,12 +15,12 @@ from edgellm.backends.cuda.kernels.cache_layout import MAX_HEAD_DIM
 from edgellm.backends.cuda.kernels.declare import kernel
 from edgellm.backends.cuda.kernels.heads import normalise_head, take_head
 from edgellm.backends.cuda.kernels.record import COUNT
-from edgellm.backends.cuda.kernels.rows import ROW_THREADS, block_max, block_sum, half_scale
+from edgellm.backends.cuda.kernels.rows import ROW_THREADS, block_max, block_sum, half_row
 from edgellm.backends.cuda.ptx import (
     cuda,
+    device,
     f32,
     f32_of_u32,
-    f32_to_f16,
     fabs,
     fma,
     fmax,
@@ -37,6 +37,15 @@ _DEPTH = u32(MAX_HEAD_DIM)
 _BLOCK = u32(ROW_THREADS)
 _BLOCK_WARPS = ROW_THREADS // 32
 _ROWS = (("record", "u32*"), ("width", "u32"), ("step", "u32"), ("eps", "f32"), ("offset", "f32"))
+
+
+@device
+def normed(x, weight, at, i, factor, offset):
+    """An element of a row whose inverse root mean square is `factor`."""
+    return x[u32(at + i)] * factor * (offset + weight[i])
+
+
+write_half = half_row(normed).write
 
 
 @kernel(
@@ -63,7 +72,7 @@ def rms_norm(x, weight, out, record, width, step, eps, offset):
     factor = rsqrt(fma(block_sum(total, stage), rcp(f32_of_u32(width)), eps))
     i = u32(cuda.threadIdx.x)
     while i < width:
-        out[at + i] = x[at + i] * factor * (offset + weight[i])
+        out[at + i] = normed(x, weight, at, i, factor, offset)
         i = u32(i + _BLOCK)
 
 
@@ -92,13 +101,7 @@ def rms_norm_float16(x, weight, out, scales, record, width, step, eps, offset):
         largest = fmax(largest, fabs(value * (offset + weight[i])))
         i = u32(i + _BLOCK)
     factor = rsqrt(fma(block_sum(total, stage), rcp(f32_of_u32(width)), eps))
-    multiplier, scale = half_scale(block_max(largest, stage) * factor)
-    i = u32(cuda.threadIdx.x)
-    while i < width:
-        out[at + i] = f32_to_f16(x[at + i] * factor * (offset + weight[i]) * multiplier)
-        i = u32(i + _BLOCK)
-    if u32(cuda.threadIdx.x) == u32(0):
-        scales[row] = scale
+    write_half(out, scales, row, x, weight, at, factor, offset, width, block_max(largest, stage) * factor)
 
 
 @kernel(

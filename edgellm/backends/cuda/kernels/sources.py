@@ -18,12 +18,13 @@ _NO_MATTER = {f"{_PACKAGE}.{name}" for name in ("entry", "kernels.declare", "shi
 def digest(module: str) -> str:
     """sha256, in hexadecimal, of a module of `edgellm.backends.cuda` and of every one there that it imports."""
     total = hashlib.sha256()
-    for name in sorted(_closure(module)):
+    for name in sorted(modules_of(module)):
         total.update(name.encode() + b"\0" + _path(name).read_bytes() + b"\0")
     return total.hexdigest()
 
 
-def _closure(module: str) -> set[str]:
+def modules_of(module: str) -> set[str]:
+    """A module of `edgellm.backends.cuda`, every one there that it imports, and the compiler's."""
     found: set[str] = set()
     waiting = [module, _COMPILER]
     while waiting:

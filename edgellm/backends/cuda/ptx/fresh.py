@@ -57,7 +57,7 @@ class Fresh:
     def _text(self, kernel: Kernel, target: int) -> str:
         if self._kept is None:
             return compiled_body(kernel, target)
-        sources = digest(kernel.function.__module__)[:32]
+        sources = digest(kernel.module)[:32]
         path = self._kept / f"{kernel.name}-sm_{target}-{sources}-{version('numba-cuda')}.ptx"
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return path.read_text(encoding="ascii")
