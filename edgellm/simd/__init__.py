@@ -28,26 +28,29 @@ With `NUMBA_DISABLE_JIT=1` the same kernel runs as plain Python, with every acce
 
 What each does stands beside it, in `operators.py`, `arithmetic.py`, `memory.py`, `convert.py`, `dot.py`, `tiles.py`,
 `elementary.py` and `threads.py`; what differs between ISAs in `generic.py`, `x86_avx2.py`, `x86_avx512.py`, `neon.py`.
+
+The ops import numba, the target and its widths do not: who needs these alone waits for no compiler.
 """
 
 from __future__ import annotations
 
-from edgellm.simd import ops
-from edgellm.simd.elementary import exp, rsqrt, sigmoid, tanh
-from edgellm.simd.ops import *  # noqa: F403  (its __all__ is the list)
+import importlib
+from typing import Any
+
 from edgellm.simd.target import F32_LANES, I8_LANES, I16_LANES, I32_LANES, TARGET, U8_LANES, VECTOR_BYTES
 
-__all__ = [
-    *ops.__all__,
-    "F32_LANES",
-    "I8_LANES",
-    "I16_LANES",
-    "I32_LANES",
-    "TARGET",
-    "U8_LANES",
-    "VECTOR_BYTES",
-    "exp",
-    "rsqrt",
-    "sigmoid",
-    "tanh",
-]
+_WIDTHS = ("F32_LANES", "I8_LANES", "I16_LANES", "I32_LANES", "TARGET", "U8_LANES", "VECTOR_BYTES")
+_ELEMENTARY = ("exp", "rsqrt", "sigmoid", "tanh")
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    ops = importlib.import_module(f"{__name__}.ops")
+    if name == "__all__":
+        return sorted({*ops.__all__, *_ELEMENTARY, *_WIDTHS})
+    if name not in ops.__all__ and name not in _ELEMENTARY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.elementary") if name in _ELEMENTARY else ops, name)
+    globals()[name] = found
+    return found

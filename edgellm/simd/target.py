@@ -24,10 +24,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
-from numba.core import config
-from numba.core.codegen import get_host_cpu_features
 
 from edgellm.errors import UsageError
+from edgellm.simd.settings import processor
 
 #: Bytes in a vector, best first.
 VECTOR_BYTES = {"avx512vnni": 64, "avxvnni": 32, "avx2": 32, "neon-dotprod": 16, "neon": 16, "generic": 16}
@@ -142,9 +141,7 @@ def detect(environ: Mapping[str, str]) -> Target:
     """The target of this process: what numba compiles for, and `EDGELLM_ISA` of `environ`."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    triple = llvm.get_process_triple()
-    cpu = config.CPU_NAME if config.CPU_NAME is not None else llvm.get_host_cpu_name()
-    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    triple, cpu, features = processor()
     available, has_fma = probe(triple, cpu, features)
     isa = choose(available, environ)
     return Target(isa, VECTOR_BYTES[isa], architecture(triple), has_fma, cpu, available)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.optable import ACTIVATIONS
 from edgellm.backends.cpu.work import share
 from edgellm.simd import (
     F32_LANES,
@@ -29,8 +30,6 @@ from edgellm.simd import (
     zero_f32,
 )
 
-#: Codes of the activations, by the names of model configs.
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 _SILU, _GELU = ACTIVATIONS["silu"], ACTIVATIONS["gelu"]
 #: Columns of a block: whole vectors, some hundred nanoseconds of work.
 _BLOCK = 256

@@ -38,11 +38,11 @@ from edgellm.backends.cpu.attention_products import (
     values_i8,
     widen,
 )
-from edgellm.backends.cpu.attention_softmax import LOWEST, STATISTICS, weigh, weight_of
+from edgellm.backends.cpu.attention_softmax import LOWEST, weigh, weight_of
 from edgellm.backends.cpu.cache import CHUNK, CHUNK_BYTES, HEAD_BYTES, START
 from edgellm.backends.cpu.jit import kernel
-from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.cpu.rope import turn_head
+from edgellm.backends.cpu.scratch import LINE_FLOATS
 from edgellm.backends.cpu.work import share
 from edgellm.simd import (
     F32_LANES,
@@ -59,19 +59,6 @@ from edgellm.simd import (
 #: More queries than these have keys and values widened once for all of them.
 _DIRECT_QUERIES = 8
 _SCALE_BYTES = 4
-_LINE_FLOATS = 16
-
-
-def attention_scratch(head_dim: int, groups: int) -> tuple[int, int]:
-    """(float32, bytes) of scratch that a thread of `op_attention` needs, whole cache lines."""
-    queries = round_up(max(TILE_QUERIES, groups), _LINE_FLOATS)
-    depth = round_up(head_dim, F32_LANES)
-    return queries * (2 * depth + CHUNK + STATISTICS) + F32_LANES, CHUNK * depth * 4
-
-
-def partial_width(head_dim: int) -> int:
-    """Floats of one partial result of one head."""
-    return round_up(head_dim, F32_LANES) + F32_LANES
 
 
 @kernel
@@ -240,7 +227,7 @@ def op_attention(
     """
     groups = heads // kv_heads
     depth = (head_dim + F32_LANES - 1) // F32_LANES * F32_LANES
-    capacity = (max(TILE_QUERIES, groups) + _LINE_FLOATS - 1) // _LINE_FLOATS * _LINE_FLOATS
+    capacity = (max(TILE_QUERIES, groups) + LINE_FLOATS - 1) // LINE_FLOATS * LINE_FLOATS
     q = ith * work_stride
     a = q + capacity * (depth + CHUNK)
     f = a + capacity * depth

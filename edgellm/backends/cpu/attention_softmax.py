@@ -33,8 +33,6 @@ from edgellm.simd import (
     zero_f32,
 )
 
-#: Arrays of the softmax.
-STATISTICS = 4
 LOWEST = float("-inf")
 _INT8 = 2
 _SCALE_BYTES = 4

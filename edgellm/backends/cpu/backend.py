@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from edgellm.backends.cpu.attention import attention_scratch, partial_width
 from edgellm.backends.cpu.attention_plan import most_partials
 from edgellm.backends.cpu.cache import cache_nbytes
 from edgellm.backends.cpu.cores import choose_threads, detect
@@ -13,6 +12,7 @@ from edgellm.backends.cpu.linear_tiles import padded_columns
 from edgellm.backends.cpu.lower import check_ops
 from edgellm.backends.cpu.packed_plan import HEAD_BITS, plan_packing
 from edgellm.backends.cpu.runner import CpuRunner
+from edgellm.backends.cpu.scratch import attention_scratch, partial_width
 from edgellm.backends.cpu.team import Team
 from edgellm.backends.interface import MemoryPlan, Progress
 from edgellm.backends.slots import CACHE_DTYPES, CacheGeometry

@@ -12,10 +12,8 @@ Phases number the barriers of a step, 0 first, alike in all threads; all is 0 be
 from __future__ import annotations
 
 from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.sync import ARRIVED, RELEASED, STOP
 from edgellm.simd import atomic_add, atomic_load, atomic_store, pause, yield_thread
-
-ARRIVED, RELEASED, STOP = 0, 8, 16
-SYNC_SIZE = 24
 
 #: Pauses before a thread that waits gives its processor away. Measured, 2 threads: 20 to 50 pauses cost nothing on an
 #: idle machine; on one with three busy processes a barrier took 2 us with 20, 9 us with 200, 37 us and more with 2000.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from edgellm.backends.cpu.attention_plan import FIRST_ROW, SLOT
 from edgellm.backends.cpu.cache import CHUNK, CHUNK_BYTES, GROUP, HEAD_BYTES, START
 from edgellm.backends.cpu.jit import kernel
-from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.cpu.rope import turn_head
 from edgellm.backends.cpu.work import share
 from edgellm.simd import (
@@ -31,12 +30,6 @@ from edgellm.simd import (
 
 _FLOAT32, _FLOAT16 = 0, 1
 _SCALE_BYTES = 4
-
-
-def store_scratch(head_dim: int) -> tuple[int, int]:
-    """(float32, bytes) of scratch that a thread of `op_store_kv` needs."""
-    depth = round_up(head_dim, F32_LANES)
-    return depth + F32_LANES, 4 * depth
 
 
 @kernel

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.backends.cpu.scratch import REGROUP_WORDS
 from edgellm.backends.cpu.work import bare_kernel
 from edgellm.simd import (
     F32_LANES,
@@ -24,9 +25,7 @@ from edgellm.simd import (
 )
 
 _LANES = F32_LANES
-_NIBBLES = 8
-#: Floats of scratch that `regroup` needs.
-REGROUP_STAGE = _NIBBLES * F32_LANES
+_NIBBLES = REGROUP_WORDS
 
 
 @bare_kernel

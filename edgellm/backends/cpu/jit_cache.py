@@ -29,9 +29,10 @@ import os
 import pickle
 import re
 import uuid
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgellm.backends.cpu import jit_digest, jit_key, jit_progress
 from edgellm.backends.cpu.jit_folder import WRITING, CacheFolders, require_trusted
@@ -43,6 +44,7 @@ _CHECKSUM_BYTES = 32
 _LENGTH_BYTES = 4
 _ADDRESS = " at 0x"  # in the name of a type that another process would name otherwise
 
+_Made = TypeVar("_Made")
 _log = logging.getLogger("edgellm")
 
 
@@ -98,7 +100,7 @@ class KernelCache:
             key = self._keys[signature] = self._key(signature, target_context.codegen())
             if key is None:
                 return None
-            return self._load(key, target_context)
+            return load(self._function.__qualname__, key, partial(_rebuilt, target_context))
         except Exception as error:
             # whatever it is, compiling again answers it
             _log.debug("cached %s not used: %r", self._function.__qualname__, error)
@@ -115,11 +117,11 @@ class KernelCache:
                 return
             from numba.core.serialize import dumps
 
-            entry = _entry(key, dumps(result._reduce()))
+            payload = dumps(result._reduce())
         except Exception as error:
             _log.debug("%s cannot be kept: %r", self._function.__qualname__, error)
             return
-        self._save(key, entry)
+        save(self._function.__qualname__, key, payload)
 
     def _key(self, signature: Any, codegen: Any) -> str | None:
         types = str(signature)
@@ -129,45 +131,56 @@ class KernelCache:
         described = "\n".join([jit_digest.digest(), str(codegen.magic_tuple()), self._options, function])
         return f"{types} {hashlib.sha256(described.encode()).hexdigest()}"
 
-    def _load(self, key: str, target_context: Any) -> Any:
-        name = self._file_name(key)
-        for folder in folders().readable():
-            path = folder / name
-            try:
-                payload = _payload(path, key)
-                if payload is None:
-                    continue
-                from numba.core.compiler import CompileResult
-                from numba.core.runtime import rtsys
 
-                # Of `target_context.refresh()`, which numba calls here, code that is compiled needs this alone: the
-                # functions that count references. The rest (0.2 s) is for compiling, and called again there.
-                rtsys.initialize(target_context)
-                result = CompileResult._rebuild(target_context, *pickle.loads(payload))
-            except Exception as error:
-                _log.debug("%s is damaged: %r", path, error)
-                with contextlib.suppress(OSError):
-                    path.unlink()
+def _rebuilt(target_context: Any, payload: bytes) -> Any:
+    """numba's compile result of a pickle."""
+    from numba.core.compiler import CompileResult
+    from numba.core.runtime import rtsys
+
+    # Of `target_context.refresh()`, which numba calls here, code that is compiled needs this alone: the functions that
+    # count references. The rest (0.2 s) is for compiling, and called again there.
+    rtsys.initialize(target_context)
+    return CompileResult._rebuild(target_context, *pickle.loads(payload))
+
+
+def load(name: str, key: str, use: Callable[[bytes], _Made]) -> _Made | None:
+    """What `use` makes of the payload that `save` kept, None where there is none. An entry that it cannot use, whatever
+    it raises, is removed."""
+    for folder in folders().readable():
+        path = folder / _file_name(name, key)
+        try:
+            payload = _payload(path, key)
+            if payload is None:
                 continue
-            jit_progress.count_loaded()
-            return result
-        return None
+            made = use(payload)
+        except Exception as error:
+            _log.debug("%s is damaged: %r", path, error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            continue
+        jit_progress.count_loaded()
+        return made
+    return None
 
-    def _save(self, key: str, entry: bytes) -> None:
-        while (folder := folders().writable()) is not None:
-            try:
-                _write(folder / self._file_name(key), entry)
-            except OSError as error:
-                if not folder.is_dir():  # another process pruned it: it is made again
-                    continue
-                folders().give_up(folder, error)
+
+def save(name: str, key: str, payload: bytes) -> None:
+    """Keep a payload; where nothing can be kept, that is said once."""
+    entry = _entry(key, payload)
+    while (folder := folders().writable()) is not None:
+        try:
+            _write(folder / _file_name(name, key), entry)
+        except OSError as error:
+            if not folder.is_dir():  # another process pruned it: it is made again
                 continue
-            folders().written(folder)
-            return
+            folders().give_up(folder, error)
+            continue
+        folders().written(folder)
+        return
 
-    def _file_name(self, key: str) -> str:
-        readable = re.sub(r"[^A-Za-z0-9_]+", ".", self._function.__qualname__.replace("<locals>", ""))[-60:].strip(".")
-        return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:20]}{ENTRY}"
+
+def _file_name(name: str, key: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9_]+", ".", name.replace("<locals>", ""))[-60:].strip(".")
+    return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:20]}{ENTRY}"
 
 
 def _entry(key: str, payload: bytes) -> bytes:

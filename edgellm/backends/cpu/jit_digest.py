@@ -3,38 +3,41 @@
 That is: every source file of `simd` and of this package (numba's own cache notices a change in the function's file
 only, and answers with stale code after a change in a helper elsewhere), numba, llvmlite and Python, the processor as
 numba compiles for it, and the settings that change code. What a single kernel depends on besides is in its key, see
-`jit_key`.
+`jit_key`. None of it imports numba: a start that finds its code at hand does without.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import llvmlite
-import llvmlite.binding as llvm
-import numba
-from numba.core import config
 
 from edgellm._version import __version__
 from edgellm.backends.cpu import jit_key
+from edgellm.simd.settings import DEFAULTS, processor, setting
 
 _PACKAGES = ("edgellm.simd", "edgellm.backends.cpu")
-#: numba's settings that change the code it makes but not the keys of its own cache.
-_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "ENABLE_AVX")
 DIGEST_LENGTH = 24
 
 
 @functools.lru_cache(maxsize=1)
 def digest() -> str:
-    """The digest of this process, `DIGEST_LENGTH` hexadecimal digits. Taken when the first kernel is defined, so that
-    a file edited afterwards cannot lend its digest to older code."""
+    """The digest of this process, `DIGEST_LENGTH` hexadecimal digits. Taken when the first kernel is defined or looked
+    for, so that a file edited afterwards cannot lend its digest to older code."""
+    return current()
+
+
+def current() -> str:
+    """The digest as a process that starts now would take it."""
     hasher = hashlib.sha256()
     for part in [*_machine(), *_sources()]:
         hasher.update(part if isinstance(part, bytes) else part.encode())
@@ -43,24 +46,22 @@ def digest() -> str:
 
 
 def _machine() -> list[str]:
-    parts = [numba.__version__, llvmlite.__version__, sys.implementation.cache_tag or sys.version, *_processor()]
-    parts += [f"{name}={getattr(config, name, None)}" for name in _SETTINGS]
+    parts = [_numba_version(), llvmlite.__version__, sys.implementation.cache_tag or sys.version, *processor()]
+    parts += [f"{name}={setting(name)}" for name in DEFAULTS]
     parts.append(os.environ.get("EDGELLM_ISA", "").strip().lower())
     return parts
 
 
-def _processor() -> tuple[str, str, str]:
-    """Target triple, name and features, as numba takes them."""
-    try:
-        from numba.core.codegen import get_host_cpu_features
-    except ImportError:
-
-        def get_host_cpu_features() -> str:
-            return str(sorted(llvm.get_host_cpu_features().items()))
-
-    name = config.CPU_NAME if config.CPU_NAME is not None else llvm.get_host_cpu_name()
-    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
-    return llvm.get_process_triple(), name, features
+def _numba_version() -> str:
+    """numba's version, from its file where numba is not imported yet, which takes 0.2 s."""
+    spec = importlib.util.find_spec("numba")
+    if "numba" not in sys.modules and spec is not None and spec.origin:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = Path(spec.origin).with_name("_version.py").read_text(encoding="utf-8")
+            found = re.search(r'"version": "([^"]+)"', text)
+            if found is not None:
+                return found.group(1)
+    return importlib.import_module("numba").__version__
 
 
 def _sources() -> Iterator[str | bytes]:

@@ -79,26 +79,45 @@ def listen() -> None:
         return
 
 
+@contextlib.contextmanager
+def announced(name: str) -> Iterator[None]:
+    """Count what is done within as the compilation of kernel `name`, of which numba announces nothing."""
+    listen()
+    _begin(name)
+    succeeded = False
+    try:
+        yield
+        succeeded = True
+    finally:
+        _end(name, succeeded)
+
+
 def _on_start(data: Any) -> None:
-    if not _is_kernel(data):
-        return
-    _started.append(time.perf_counter())
-    for callback in tuple(_callbacks):
-        callback(_name(data), None)
+    if _is_kernel(data):
+        _begin(_name(data))
 
 
 def _on_end(data: Any) -> None:
-    if not _is_kernel(data):
-        return
+    if _is_kernel(data):
+        # the event's own `is_failed` says the opposite in numba 0.68
+        _end(_name(data), tuple(data["args"]) in data["dispatcher"].overloads)
+
+
+def _begin(name: str) -> None:
+    _started.append(time.perf_counter())
+    for callback in tuple(_callbacks):
+        callback(name, None)
+
+
+def _end(name: str, succeeded: bool) -> None:
     seconds = time.perf_counter() - _started.pop()
     if not _started:
         _statistics.seconds += seconds
-    # the event's own `is_failed` says the opposite in numba 0.68
-    if tuple(data["args"]) not in data["dispatcher"].overloads:
+    if not succeeded:
         return
     _statistics.compiled += 1
     for callback in tuple(_callbacks):
-        callback(_name(data), seconds)
+        callback(name, seconds)
 
 
 def _is_kernel(data: Any) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
-from edgellm.backends.cpu.linear_tiles import round_line
+from edgellm.backends.cpu.linear_columns import round_line
 from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import F32_LANES, convert_f32, first_n, load_f16, load_u8_to_i32, reduce_add, select, zero_f32
 

@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
+from edgellm.backends.cpu.linear_columns import full_columns, round_line
 from edgellm.backends.cpu.linear_end import finish_tile
-from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST, full_columns, round_line
+from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST
 from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import (
     F32_LANES,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.backends.cpu.layout import LinearKind
+from edgellm.backends.cpu.scratch import PACK_COLUMNS
 from edgellm.backends.cpu.work import bare_kernel
 from edgellm.simd import (
     F32_LANES,
@@ -45,9 +46,7 @@ _SQUARE = F32_LANES * F32_LANES
 #: Rounds of interleaving that turn a square: the logarithm of its side.
 _ROUNDS = F32_LANES.bit_length() - 1
 #: Where columns begin in the scratch, behind two squares.
-_COLUMNS = 2 * _SQUARE
-#: What numbers are stored as, by their safetensors names.
-STORED_CODES = {"F32": 0, "F16": 1, "BF16": 2}
+_COLUMNS = PACK_COLUMNS
 _F16, _INT8, _INT4 = int(LinearKind.F16), int(LinearKind.INT8), int(LinearKind.INT4)
 #: Of Gaussian groups of 32 they leave 0.0066 of the squares, twelve finer steps 0.0065, the first guess alone 0.0074.
 _SHRINKS = (1.08, 1.0, 0.93, 0.86, 0.79)
@@ -59,11 +58,6 @@ _HALVES_TOP = 119
 _ROUNDER = np.float32(1.5 * 2**23)
 
 
-def scratch_floats(padded_inputs: int) -> int:
-    """Floats of scratch for rows of so many numbers."""
-    return _COLUMNS + padded_inputs * _LANES
-
-
 @bare_kernel
 def pack_dense(out, stored, code, scratch, sizes, factor):
     """A part of a dense weight (`layout.Part`): whole blocks, a stretch of their inputs.
@@ -71,7 +65,7 @@ def pack_dense(out, stored, code, scratch, sizes, factor):
     Args:
         out: uint8, the packed weight.
         stored: uint8, rows of numbers.
-        code: what they are stored as, of `STORED_CODES`.
+        code: what they are stored as, of `packing.STORED_CODES`.
         scratch: float32 [scratch_floats of the stretch, or of the numbers that are read of a row if more].
         sizes: int64 [12]: the `LinearKind`, inputs of the stretch with their padding, group, where a piece's lines
             begin in it; where the part begins, bytes of a piece, bytes from there to the same in the weight's second

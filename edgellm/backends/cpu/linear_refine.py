@@ -25,7 +25,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgellm.backends.cpu.layout import LinearKind, LinearLayout
+from edgellm.backends.cpu.halves import REFINED
+from edgellm.backends.cpu.layout import LinearKind
 from edgellm.backends.cpu.linear_int import int2_blocks, int4_blocks
 from edgellm.backends.cpu.linear_tiles import STAGE
 from edgellm.backends.cpu.work import bare_kernel, share
@@ -42,10 +43,6 @@ from edgellm.simd import (
 )
 
 _LANES = F32_LANES
-#: Blocks that get all their bits, at least, by what halves are stored as; at most an eighth more, but for equal peaks.
-REFINED = {LinearKind.INT4: 256, LinearKind.INT2: 512}
-#: Blocks from which on a weight is stored in halves: below, the low halves that are read would be most of them.
-HALVED_FROM = 1280
 #: Halvings of the range of peaks until their bound is as good as float32 tells them apart.
 _HALVINGS = 24
 _LOWEST = np.float32(-3e38)
@@ -122,8 +119,3 @@ def _make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., N
 #: act[op.other ...] as `op_peaks` left them. The rest as in `linear_int.py`.
 op_refine_int2 = _make_refine(int2_blocks, REFINED[LinearKind.INT2])
 op_refine_int4 = _make_refine(int4_blocks, REFINED[LinearKind.INT4])
-
-
-def refined_bytes(layout: LinearLayout) -> int:
-    """Bytes that are read of low halves with that layout where not all are, as a rule."""
-    return layout.head_bytes + min(REFINED[layout.kind], layout.blocks) * layout.block_bytes

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.backends.cpu.jit import kernel
-from edgellm.backends.cpu.layout import ALIGNMENT, BAND, LinearKind, LinearLayout, round_up
+from edgellm.backends.cpu.layout import BAND, LinearKind, LinearLayout, round_up
 from edgellm.simd.target import F32_LANES, TARGET
 
 #: Fields that a linear's record has in the op table. Offsets count elements, of `weights` bytes.
@@ -50,28 +49,6 @@ WIDEST = 4 if TARGET.arch == "x86" and TARGET.isa != "avx512vnni" else 8
 PREFETCH_BYTES = 384
 #: Floats a thread has to itself in `stage`.
 STAGE = max(256, BAND * WIDEST * F32_LANES)
-
-
-@kernel
-def tile_width(columns):
-    """Width of a tile that begins `columns` before the end."""
-    width = 1
-    while width < columns and width < WIDEST:
-        width *= 2
-    return width
-
-
-@kernel
-def round_line(size):
-    """Bytes rounded up to whole lines of a packed weight."""
-    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-
-
-@kernel
-def full_columns(columns):
-    """Columns in tiles of the greatest width, the last one with its spare columns among them."""
-    whole = columns // WIDEST * WIDEST
-    return columns if tile_width(columns - whole) == WIDEST else whole
 
 
 def padded_columns(columns: int) -> int:

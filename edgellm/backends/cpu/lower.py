@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.backends.cpu.activation import ACTIVATIONS
 from edgellm.backends.cpu.layout import LinearKind, round_up
 from edgellm.backends.cpu.linear_tiles import scratch_sizes
-from edgellm.backends.cpu.optable import LOGITS, OP_DTYPE, TOKENS, Kind
+from edgellm.backends.cpu.optable import ACTIVATIONS, LOGITS, OP_DTYPE, TOKENS, Kind
 from edgellm.backends.cpu.packed import PackedLinear, PackedWeights
 from edgellm.errors import BackendUnavailable
 from edgellm.model.program import Op, Program

@@ -41,6 +41,8 @@ class Kind(IntEnum):
     SOFTCAP = 21
 
 
+#: Codes of the activations, by the names of model configs.
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 #: Which count of rows an op runs over: all tokens of the step, or those whose logits are wanted.
 TOKENS, LOGITS = 0, 1
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from edgellm.backends.cpu.halves import HALVED_FROM
 from edgellm.backends.cpu.layout import BAND, LinearKind, LinearLayout, round_up
-from edgellm.backends.cpu.linear_pack import scratch_floats
-from edgellm.backends.cpu.linear_refine import HALVED_FROM
 from edgellm.backends.cpu.packing import plan_linear
+from edgellm.backends.cpu.scratch import scratch_floats
 from edgellm.errors import UsageError
 from edgellm.formats.stored import WHOLE_BITS
 from edgellm.model.program import Program

@@ -12,12 +12,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgellm.backends.cpu.code_pack import REGROUP_STAGE, pack_codes, regroup
 from edgellm.backends.cpu.layout import BAND, HEAD_BYTES, LinearKind, LinearLayout, Part, memory_group, round_up
-from edgellm.backends.cpu.linear_pack import STORED_CODES, pack_dense, scratch_floats
+from edgellm.backends.cpu.native import Native
+from edgellm.backends.cpu.scratch import REGROUP_STAGE, scratch_floats
 from edgellm.errors import UsageError
 from edgellm.formats import CodePlaces, QuantizedTensor, StoredTensor
 
+pack_codes = Native("edgellm.backends.cpu.code_pack", "pack_codes")
+regroup = Native("edgellm.backends.cpu.code_pack", "regroup")
+pack_dense = Native("edgellm.backends.cpu.linear_pack", "pack_dense")
+
+#: What numbers are stored as, by their safetensors names.
+STORED_CODES = {"F32": 0, "F16": 1, "BF16": 2}
 #: Codes handled at a time: they and their packed form fit a core's second-level cache.
 _PIECE_BYTES = 256 << 10
 _HALF_TOP = 15  # scaled numbers stay below 2**15, half of float16's range
@@ -191,7 +197,7 @@ def pack_rows(
         read = (stride, first, last if last < inputs else stride, begin, end)
         values = np.array((*sizes, *where, *read), np.int64)
         found = pack_dense(out, numbers, STORED_CODES[dtype], scratch, values, np.float32(factor))
-        largest = max(largest, float(found))
+        largest = max(largest, found)
     return largest
 
 

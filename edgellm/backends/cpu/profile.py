@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.backends.cpu.cache import CHUNK, CHUNK_BYTES, CpuCache
-from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.halves import refined_bytes
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout
-from edgellm.backends.cpu.linear_refine import refined_bytes
 from edgellm.backends.cpu.optable import TOKENS, Kind
 from edgellm.backends.interface import Batch
 from edgellm.errors import BackendUnavailable
-from edgellm.simd import ticks
 
 LINEAR_KINDS = {
     Kind.LINEAR_F16: LinearKind.F16,
@@ -65,12 +63,6 @@ class Work:
     integer_operations: int
 
 
-@kernel
-def now():
-    """The clock that rows are timed by."""
-    return ticks()
-
-
 class Stopwatch:
     """Starts when made; `seconds` tells how long each row of a walk took that ended just before.
 
@@ -79,14 +71,17 @@ class Stopwatch:
     """
 
     def __init__(self, rows: int) -> None:
+        from edgellm.backends.cpu.clock import now  # a profile alone compiles it
+
         if not now():
             raise BackendUnavailable("no profile: this processor has no clock that kernels can read")
         self.times = np.zeros(rows, np.int64)
+        self._now = now
         self._seconds, self._ticks = time.perf_counter(), now()
 
     def seconds(self) -> np.ndarray:
         """float64 [rows]. The walk itself tells how long a tick is."""
-        passed = now() - self._ticks
+        passed = self._now() - self._ticks
         tick = (time.perf_counter() - self._seconds) / max(passed, 1)
         return np.diff(self.times, prepend=self._ticks) * tick
 

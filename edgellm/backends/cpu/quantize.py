@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST, tile_width
+from edgellm.backends.cpu.linear_columns import tile_width
+from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST
 from edgellm.backends.cpu.work import bare_kernel, share
 from edgellm.simd import (
     F32_LANES,

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from edgellm.backends.cpu.arena import aligned_zeros
-from edgellm.backends.cpu.attention import attention_scratch, partial_width
 from edgellm.backends.cpu.attention_plan import KindPlan, RopeTables, StepPlan, kinds_of, plan_step, rope_tables
 from edgellm.backends.cpu.cache import CpuCache
-from edgellm.backends.cpu.cache_store import store_scratch
 from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.cpu.linear_tiles import STAGE
 from edgellm.backends.cpu.lower import Lowered, lower
+from edgellm.backends.cpu.native import Call, Native
 from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.backends.cpu.profile import RowTime, Stopwatch, row_times, work_of
+from edgellm.backends.cpu.scratch import attention_scratch, partial_width, store_scratch
 from edgellm.backends.cpu.team import Team
-from edgellm.backends.cpu.walker import walk
 from edgellm.backends.interface import Batch, StepStopped, Stopped, Trace
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.errors import EngineClosed, UsageError
@@ -32,6 +31,8 @@ from edgellm.simd import TARGET
 _LONG_STEP = 16
 _LONG_SECONDS = 0.05
 _NO_TIMES = np.zeros(0, np.int64)
+
+walk = Native("edgellm.backends.cpu.walker", "walk", threaded=True)
 
 
 class CpuRunner:
@@ -76,6 +77,7 @@ class CpuRunner:
         self._shape = np.array(shape, np.int64)
         self._model = (self._lowered.table, packed.data, self._lowered.permutations, self._shape)
         self._space = _Space(self._lowered, self._shape, team.threads)
+        self._call: Call | None = None
         self._step_seconds = 0.0
 
     def describe(self) -> Mapping[str, Any]:
@@ -108,7 +110,7 @@ class CpuRunner:
     def close(self) -> None:
         """End the threads and free the weights."""
         self._team.close()
-        self._model = self._space = None
+        self._model = self._space = self._call = None
 
     def run(
         self, cache: CpuCache, batch: Batch, trace: Trace | None = None, stopped: Stopped | None = None
@@ -176,8 +178,12 @@ class CpuRunner:
         stopped: Stopped | None = None,
     ) -> None:
         """Rows of the table in all threads. Raises `StepStopped`, and `EngineClosed` where the team was closed."""
-        team = self._team
-        if not team.run(walk, *fixed, first, last, times, team.sync, interruptible=long, stopped=stopped):
+        team, arguments = self._team, (*fixed, first, last, times, self._team.sync)
+        if self._call is None:
+            self._call = walk.prepare(*arguments)
+        else:
+            self._call.update(*arguments)
+        if not team.run(self._call.function, self._call.address, interruptible=long, stopped=stopped):
             if stopped is not None and stopped():
                 raise StepStopped
             raise EngineClosed("the step was stopped before its end")

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.backends.cpu.barrier import STOP, SYNC_SIZE
 from edgellm.backends.cpu.cores import Cores, choose_threads, detect
+from edgellm.backends.cpu.sync import STOP, SYNC_SIZE
 from edgellm.errors import EngineClosed, OutOfMemoryError
 
 _JOIN_SECONDS = 5.0

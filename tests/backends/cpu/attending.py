@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.backends.cpu.attention import attention_scratch, op_attention, op_attention_merge, partial_width
+from edgellm.backends.cpu.attention import op_attention, op_attention_merge
 from edgellm.backends.cpu.attention_plan import most_partials, plan_step, rope_tables, windows_of
 from edgellm.backends.cpu.cache import CpuCache
-from edgellm.backends.cpu.cache_store import op_store_kv, store_scratch
+from edgellm.backends.cpu.cache_store import op_store_kv
 from edgellm.backends.cpu.rope import op_rope
+from edgellm.backends.cpu.scratch import attention_scratch, partial_width, store_scratch
 from edgellm.backends.interface import Batch
 from edgellm.backends.reference import ops
 from edgellm.backends.reference.attention import attend

@@ -13,7 +13,7 @@ from pathlib import Path
 import edgellm
 
 _PACKAGE = Path(edgellm.__file__).parent
-_COPIED = ("__init__.py", "_version.py", "errors.py", "folders.py", "backends/__init__.py")
+_COPIED = ("__init__.py", "_version.py", "errors.py", "folders.py", "backends/__init__.py", "simd/settings.py")
 
 FACTOR = "FACTOR = 2.0\n"
 _HELPER = """
@@ -42,6 +42,19 @@ def make(count):
     return times
 
 times_three = make(3)
+"""
+#: A kernel that Python calls through `Native`.
+_SPREAD = """
+from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.helper import helper
+
+@kernel
+def spread(pair, table, by, ith, nth):
+    values, sums = pair
+    for row in range(ith, table.shape[0], nth):
+        for column in range(table.shape[1]):
+            sums[row] += helper(values[column]) * table[row, column] * by
+    return sums[0]
 """
 #: The host application: its own numba functions, with numba's own cache.
 _HOST = """
@@ -80,6 +93,27 @@ if "host" in sys.argv:
     found["host_answer"] = host.host_answer(1)
 print(json.dumps(found))
 """
+_RUN_NATIVE = """
+import json, logging, sys
+
+class Kept(logging.Handler):
+    messages = []
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+logging.getLogger("edgellm").addHandler(Kept(logging.WARNING))
+import numpy as np
+from edgellm.backends.cpu import jit_progress
+from edgellm.backends.cpu.native import Native
+sums = np.zeros(2)
+call = Native("edgellm.backends.cpu.spread", "spread", threaded=True).prepare(
+    (np.arange(4.0), sums), np.ones((2, 4)), np.float32(3.0)
+)
+for ith in range(2):
+    call.function(call.address, ith, 2)
+found = {"answer": sums.tolist(), "numba": "numba" in sys.modules, "warnings": Kept.messages}
+print(json.dumps(found | vars(jit_progress.statistics())))
+"""
 
 
 @dataclass
@@ -102,17 +136,19 @@ class Tree:
         tree = cls(folder)
         cpu = tree.package / "backends" / "cpu"
         cpu.mkdir()
-        for file in [_PACKAGE / "backends/cpu/__init__.py", *(_PACKAGE / "backends/cpu").glob("jit*.py")]:
-            shutil.copyfile(file, cpu / file.name)
-        (tree.package / "simd").mkdir()
+        for pattern in ("__init__.py", "jit*.py", "native*.py"):
+            for file in (_PACKAGE / "backends/cpu").glob(pattern):
+                shutil.copyfile(file, cpu / file.name)
         (tree.package / "simd" / "__init__.py").touch()
         for file, text in (
             (tree.package / "simd/factor.py", FACTOR),
             (cpu / "helper.py", _HELPER),
             (cpu / "kernels.py", _KERNELS),
+            (cpu / "spread.py", _SPREAD),
             (folder / "lib/host.py", _HOST),
             (folder / "lib/host_helper.py", HOST_HELPER.format(1)),
             (folder / "run.py", _RUN),
+            (folder / "run_native.py", _RUN_NATIVE),
         ):
             file.write_text(text)
         return tree
@@ -121,7 +157,9 @@ class Tree:
     def package(self) -> Path:
         return self.folder / "lib" / "edgellm"
 
-    def start(self, *arguments: str, path: Path | None = None, **environ: str | None) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, path: Path | None = None, script: str = "run.py", **environ: str | None
+    ) -> subprocess.Popen[str]:
         """A process of the copy; a variable that is None is unset."""
         wanted: dict[str, str | None] = {
             **os.environ,
@@ -134,16 +172,18 @@ class Tree:
             **environ,
         }
         return subprocess.Popen(
-            [sys.executable, str(self.folder / "run.py"), *arguments],
+            [sys.executable, str(self.folder / script), *arguments],
             env={name: value for name, value in wanted.items() if value is not None},
             cwd=self.folder,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, *arguments: str, path: Path | None = None, **environ: str | None) -> dict:
+    def run(
+        self, *arguments: str, path: Path | None = None, script: str = "run.py", **environ: str | None
+    ) -> dict:
         """What a process of the copy found."""
-        return result(self.start(*arguments, path=path, **environ))
+        return result(self.start(*arguments, path=path, script=script, **environ))
 
     def entries(self) -> list[Path]:
         """The entries in the cache."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.backends.cpu.activation import ACTIVATIONS, op_act_mul, op_add, op_softcap
+from edgellm.backends.cpu.activation import op_act_mul, op_add, op_softcap
+from edgellm.backends.cpu.optable import ACTIVATIONS
 from edgellm.backends.reference import ops
 from tests.backends.cpu.kernels import THREADS, cases, nmse, run_parts
 

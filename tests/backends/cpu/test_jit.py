@@ -237,9 +237,8 @@ def test_a_full_or_readonly_disk_is_said_once(number, second_works, tmp_path, mo
             raise OSError(number, "no")
 
     monkeypatch.setattr(jit_cache, "_write", write)
-    cache = jit_cache.KernelCache(kernel(ours("def f(x): return x")))
     for name in ("key 1", "key 2"):
-        cache._save(name, b"entry")
+        jit_cache.save("f", name, b"payload")
     assert tried == ["one", "two"] + ["two"] * second_works
     assert [("instead" in record.message, "anew" in record.message) for record in caplog.records] == [
         (second_works, not second_works)

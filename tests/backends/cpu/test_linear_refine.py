@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 
 from edgellm.backends.cpu.backend import CpuBackend
+from edgellm.backends.cpu.halves import HALVED_FROM, REFINED, refined_bytes
 from edgellm.backends.cpu.layout import LinearKind
 from edgellm.backends.cpu.linear_int import op_linear_int2, op_linear_int4
-from edgellm.backends.cpu.linear_refine import (
-    HALVED_FROM,
-    REFINED,
-    op_peaks,
-    op_refine_int2,
-    op_refine_int4,
-    refined_bytes,
-)
+from edgellm.backends.cpu.linear_refine import op_peaks, op_refine_int2, op_refine_int4
 from edgellm.backends.cpu.linear_tiles import STAGE, scratch_sizes
 from edgellm.backends.cpu.optable import OP_DTYPE
 from edgellm.backends.cpu.packing import unpack_linear

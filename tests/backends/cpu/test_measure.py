@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from edgellm.backends.cpu import measure, profile
+from edgellm.backends.cpu import clock, measure
 from edgellm.backends.cpu.backend import CpuBackend
 from edgellm.backends.cpu.measure import SUMS, Yardstick
 from edgellm.backends.interface import Batch
@@ -82,7 +82,7 @@ def test_logits_that_nobody_wants_read_nothing(runner) -> None:
 
 
 def test_no_clock_no_profile(runner, monkeypatch) -> None:
-    monkeypatch.setattr(profile, "now", lambda: 0)
+    monkeypatch.setattr(clock, "now", lambda: 0)
     cache = runner.new_cache(geometry(runner, 8, 8), 1)
     with pytest.raises(BackendUnavailable, match="no clock"):
         runner.profile(cache, Batch.of([(SlotState(0), [5], "last")]))

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from edgellm.backends.cpu import team as team_module
-from edgellm.backends.cpu.barrier import STOP, barrier
+from edgellm.backends.cpu.barrier import barrier
 from edgellm.backends.cpu.cores import Cores
 from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.sync import STOP
 from edgellm.backends.cpu.team import Team
 from edgellm.errors import EngineClosed, UsageError
 from tests.backends.cpu.kernels import WITHOUT_JIT
