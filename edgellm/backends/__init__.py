@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NAMES = ("cuda", "cpu", "reference")
 #: `Backend.devices` by name, so that a device is refused without importing those that do not serve it.
 _DEVICES = {"cuda": ("cuda",), "cpu": ("cpu",), "reference": ("cpu",)}
+#: Backends whose `finished` is not yet true, so that a start that names none need not import them to learn it.
+_UNFINISHED = ("cuda",)
 
 
 def installed() -> list[str]:
@@ -55,9 +57,9 @@ def find(name: str | None = None, device: str | None = None) -> Backend:
         if kind is not None and kind not in _DEVICES[candidate]:
             reasons.append(f"backend {candidate} runs on {', '.join(_DEVICES[candidate])} only")
             continue
-        backend = _imported(candidate)
-        if name is None and kind is None and not backend.finished:
+        if name is None and kind is None and candidate in _UNFINISHED:
             continue
+        backend = _imported(candidate)
         reason = backend.unavailable()
         if reason is None:
             return backend

@@ -31,7 +31,8 @@ class Sampler:
     def __init__(self, params: SamplingParams, vocab_size: int, prompt: Sequence[int]) -> None:
         self.params = params
         self.vocab_size = vocab_size
-        self._random = np.random.default_rng(params.seed)
+        # a greedy answer waits for no generator: NumPy's takes 5 ms to import
+        self._random = np.random.default_rng(params.seed) if params.temperature else None
         beyond = [token for token in params.logit_bias if token >= vocab_size]
         if beyond:
             raise UsageError("no such token id", key="logit_bias", found=beyond[0], allowed=f"0 to {vocab_size - 1}")

@@ -37,7 +37,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from edgellm.simd.target import F32_LANES, I8_LANES, I16_LANES, I32_LANES, TARGET, U8_LANES, VECTOR_BYTES
+from edgellm.simd.target import (  # noqa: F401  (offered, as __all__ says)
+    F32_LANES,
+    I8_LANES,
+    I16_LANES,
+    I32_LANES,
+    TARGET,
+    U8_LANES,
+    VECTOR_BYTES,
+)
 
 _WIDTHS = ("F32_LANES", "I8_LANES", "I16_LANES", "I32_LANES", "TARGET", "U8_LANES", "VECTOR_BYTES")
 _ELEMENTARY = ("exp", "rsqrt", "sigmoid", "tanh")

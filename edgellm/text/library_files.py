@@ -10,6 +10,7 @@ from edgellm.errors import TokenizerError
 from edgellm.jsonfile import parse_json
 from edgellm.sidefiles import MAX_SIDE_FILE_BYTES, SideFiles, read_side_json
 from edgellm.text.boundary import MAX_EXPANSION, check_charsmap, library_errors
+from edgellm.text.known_files import Facts, recall, remember
 from edgellm.text.library_tokenizer import LibraryTokenizer
 from edgellm.text.panics import may_panic
 from edgellm.text.tokens_config import CONFIG_FILE, TokensConfig
@@ -29,13 +30,31 @@ def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, row
     import tokenizers
 
     file = files.locate(JSON_FILE)
-    table = parse_json(data, file)
+    facts = recall(data, tokenizers.__version__)
+    table = parse_json(data, file) if facts is None else {}
     with library_errors(file, "cannot be read as a tokenizer.json"):
         library = tokenizers.Tokenizer.from_buffer(data)
         library.no_truncation()
         library.no_padding()
         if getattr(library.model, "dropout", None) is not None:
             library.model.dropout = None  # merges left out at random are for training, too
+    if facts is None:
+        facts = _looked_through(table, library, file)
+        remember(data, tokenizers.__version__, facts)
+    return LibraryTokenizer(
+        library,
+        kind=JSON_FILE,
+        file=file,
+        size=facts.size,
+        rows=rows,
+        config=config,
+        decoder=facts.decoder,
+        may_panic=facts.may_panic,
+    )
+
+
+def _looked_through(table: dict[str, Any], library: tokenizers.Tokenizer, file: str) -> Facts:
+    """What a tokenizer.json says. Raises `TokenizerError` for one that must not be used."""
     check_normalizer(table.get("normalizer"), file)
     _check_post_processor(table.get("post_processor"), file)
     for entry in table.get("added_tokens") or []:
@@ -46,17 +65,21 @@ def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, row
                 key=f"added_tokens.{entry['content']}",
                 found=entry["id"],
             )
-    decoder, risky = table.get("decoder"), may_panic(table.get("normalizer"), table.get("pre_tokenizer"))
-    return LibraryTokenizer(
-        library,
-        kind=JSON_FILE,
-        file=file,
-        rows=rows,
-        config=config,
-        decoder=decoder,
-        vocabulary=_vocabulary(table.get("model")),
-        may_panic=risky,
-    )
+    decoder = table.get("decoder")
+    size = _size(library, _vocabulary(table.get("model")), file)
+    return Facts(size, may_panic(table.get("normalizer"), table.get("pre_tokenizer")), decoder)
+
+
+def _size(library: tokenizers.Tokenizer, vocabulary: dict[str, int] | None, file: str) -> int:
+    """The highest id, + 1. Raises `TokenizerError` where there is none, or two tokens share one."""
+    if vocabulary is None:
+        vocabulary = library.get_vocab(with_added_tokens=False)
+    added = {token.content: token_id for token_id, token in library.get_added_tokens_decoder().items()}
+    vocabulary = {**vocabulary, **added}
+    ids = set(vocabulary.values())
+    if len(ids) != len(vocabulary) or not ids:
+        raise TokenizerError("two tokens have the same id" if ids else "vocabulary is empty", file=file)
+    return max(ids) + 1
 
 
 def _vocabulary(model: Any) -> dict[str, int] | None:
@@ -88,9 +111,9 @@ def load_vocab_and_merges(files: SideFiles, config: TokensConfig, rows: int | No
         for text in config.main_strings():
             if text in vocab:
                 library.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True)])
-    return LibraryTokenizer(
-        library, kind="vocab.json+merges.txt", file=file, rows=rows, config=config, decoder={"type": "ByteLevel"}
-    )
+    size = _size(library, None, file)
+    kind, decoder = "vocab.json+merges.txt", {"type": "ByteLevel"}
+    return LibraryTokenizer(library, kind=kind, file=file, size=size, rows=rows, config=config, decoder=decoder)
 
 
 def _read_merges(files: SideFiles) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import TokenizerError
@@ -24,8 +24,8 @@ class LibraryTokenizer(Tokenizer):
     `CLOSE`: so the library itself treats everything around true added tokens (stripping, normalizing a piece at a
     time, the prefix of the first word), while nothing a person writes can be one.
 
-    `vocabulary` is the model's, without its added tokens, where somebody has it at hand. `may_panic` says that an
-    expression of the model may backtrack until the library gives up, see `panics`.
+    `size` is the highest id, + 1, of a library in which no two tokens share one. `may_panic` says that an expression of
+    the model may backtrack until the library gives up, see `panics`.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class LibraryTokenizer(Tokenizer):
         *,
         kind: str,
         file: str,
+        size: int,
         rows: int | None,
         config: TokensConfig,
         decoder: Any,
-        vocabulary: Mapping[str, int] | None = None,
         may_panic: bool = False,
     ) -> None:
         self.kind = kind
@@ -47,17 +47,11 @@ class LibraryTokenizer(Tokenizer):
             _add_missing(library, config, file)
         added = [_described(token_id, token) for token_id, token in library.get_added_tokens_decoder().items()]
         self._decoder = PieceDecoder(decoder, file)
-        if vocabulary is None:
-            vocabulary = library.get_vocab(with_added_tokens=False)
-        vocabulary = {**vocabulary, **{token.content: token.id for token in added}}
-        ids = set(vocabulary.values())
-        if len(ids) != len(vocabulary) or not ids:
-            raise TokenizerError("two tokens have the same id" if ids else "vocabulary is empty", file=file)
-        super().__init__(file=file, size=max(ids) + 1, rows=rows, added=added, strings=config.strings)
+        super().__init__(file=file, size=size, rows=rows, added=added, strings=config.strings)
         self._strip = self._decoder.strip
         self._separator = self._decoder.separator
         for token in added:
-            if vocabulary.get(token.content) != token.id or library.id_to_token(token.id) != token.content:
+            if library.token_to_id(token.content) != token.id or library.id_to_token(token.id) != token.content:
                 raise TokenizerError("id and text of an added token disagree", file=file, key=token.content)
         self._prefix, self._suffix = self._surrounding_ids(config)
         self._spelled: tokenizers.Tokenizer | None = None

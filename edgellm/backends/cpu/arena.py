@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import mmap
+import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,6 +15,7 @@ from edgellm.errors import OutOfMemoryError
 
 #: Memory read from 4 KiB pages ran up to a quarter slower than from large ones (Zen 4).
 LARGE_PAGE_BYTES = 2 << 20
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14
 #: Python's default is a shared mapping, which Linux backs with large pages only where shmem_enabled says so.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
@@ -68,6 +73,35 @@ def aligned_zeros(count: int, dtype: type) -> np.ndarray:
     whole = np.zeros(nbytes + ALIGNMENT, np.uint8)  # numpy asks for large pages itself
     first = -whole.ctypes.data % ALIGNMENT
     return whole[first : first + nbytes].view(dtype)
+
+
+def populate(memory: np.ndarray, begins: list[int], nbytes: int) -> None:
+    """Have the system clear the large pages of `memory` that hold `nbytes` from each of `begins` on, ascending, while
+    other threads run Python; where it cannot, whoever writes to them first waits for that as ever."""
+    base = memory.ctypes.data
+    runs: list[list[int]] = []
+    for begin in begins:
+        first = (base + begin) // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        end = round_up(base + begin + nbytes, LARGE_PAGE_BYTES)
+        if runs and first <= runs[-1][1]:
+            runs[-1][1] = max(end, runs[-1][1])
+        else:
+            runs.append([first, end])
+    advise = _advise()
+    for first, end in runs:
+        first, end = max(first, base), min(end, base + memory.nbytes)
+        first += -first % mmap.PAGESIZE
+        if advise is None or advise(first, (end - first) // mmap.PAGESIZE * mmap.PAGESIZE, _POPULATE_WRITE):
+            return  # a kernel before 5.14
+
+
+@functools.cache
+def _advise() -> Callable[[int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return advise
 
 
 def _ask_for_large_pages(memory: mmap.mmap) -> None:

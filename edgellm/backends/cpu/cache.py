@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.backends.cpu.arena import aligned_zeros
+from edgellm.backends.cpu.arena import aligned_zeros, populate
 from edgellm.backends.cpu.layout import ALIGNMENT, round_up
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.errors import ModelError, OutOfMemoryError
@@ -65,6 +65,13 @@ class CpuCache:
             raise OutOfMemoryError(f"no memory for a cache of {self.nbytes:,} bytes", hint="Lower context.") from None
         self.layout = np.array(layout, np.int64)
         self._layers = [self._chunks(layer) for layer in range(len(geometry.windows))]
+
+    def ready_first_rows(self) -> None:
+        """Have the system clear the pages that the first tokens of the first slot will touch: all at once and in one
+        thread, which takes what they would wait for (1B, 2048 tokens: 40 to 70 ms) while others read a tokenizer."""
+        heads = self.geometry.num_key_value_heads
+        begins = [start + head * size for start, size, _ in self.layout.tolist() for head in range(heads)]
+        populate(self.data, begins, int(self.layout[0, CHUNK_BYTES]))
 
     def copy_slot(self, source: SlotState, target: int) -> None:
         """Copy what slot `source.slot` holds into slot `target`."""

@@ -60,7 +60,14 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         raise UsageError("kernels have a cache of their own", key="cache")
     if config.DISABLE_JIT:
         return function
-    options = {"nogil": True, "error_model": "numpy", "fastmath": flags, "no_cfunc_wrapper": True, "_nrt": False, **options}
+    options = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": flags,
+        "no_cfunc_wrapper": True,
+        "_nrt": False,
+        **options,
+    }
     dispatcher = numba.njit(**options)(function)
     jit_progress.listen()
     jit_cache.attach(dispatcher)

@@ -4,10 +4,10 @@ kept nor a call needs numba (0.3 s to import, 0.1 ms for the arguments of a step
     walk = Native("edgellm.backends.cpu.walker", "walk", threaded=True)
     call = walk.prepare(model, space, ...)         # arrays, numbers, tuples of them
     team.run(call.function, call.address)          # function(address, ith, nth) in every thread
-    call.update(model, space, ...)                 # for the next step: only what has changed is written
+    call.update(model, space, ...)                 # for the next step: what has changed is written
 
-A native function is `int64 f(int64 *block, int64 ith, int64 nth)`; it gives 0 unless the kernel raised. The block holds,
-one behind the other,
+A native function is `int64 f(int64 *block, int64 ith, int64 nth)`, which gives 0 unless the kernel raised. The block
+holds, one behind the other,
 
     what the kernel returns, a float64
     of an array its address, then its shape; of a tuple its items; an integer; a float's bits as a float64
@@ -102,6 +102,7 @@ class Call:
     Attributes:
         function: to be called with `address`, the thread's number, and how many threads there are.
         address: of the block.
+        native: whether it is machine code that is called, and not the kernel through Python or numba.
     """
 
     def __init__(self, native: Native, arguments: tuple[Any, ...]) -> None:
@@ -115,6 +116,7 @@ class Call:
         self._block = (ctypes.c_int64 * size)()
         self.address = ctypes.addressof(self._block)
         function = native.compiled(_signature(arguments), arguments)
+        self.native = function is not None
         self.function = partial(self._call_kernel, native) if function is None else function
         for number, leaf in enumerate(self._leaves):
             self._put(number, leaf)
@@ -136,7 +138,9 @@ class Call:
             if leaf is not leaves[number]:
                 if _kind(leaf) != self._kinds[number]:
                     allowed = self._kinds[number]
-                    raise UsageError("another kind of argument", key=f"number {number}", found=_kind(leaf), allowed=allowed)
+                    raise UsageError(
+                        "another kind of argument", key=f"number {number}", found=_kind(leaf), allowed=allowed
+                    )
                 leaves[number] = leaf
                 self._put(number, leaf)
 

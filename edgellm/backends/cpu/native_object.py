@@ -1,7 +1,7 @@
 """Machine code of a kernel as it is kept, and loading it: LLVM's linker alone, without a compiler.
 
-    one line of JSON     function: its symbol; needs: symbols of the process; sizes: bytes of each object
-    the objects          relocatable, in the system's format, as LLVM wrote them
+one line of JSON     function: its symbol; needs: symbols of the process; sizes: bytes of each object
+the objects          relocatable, in the system's format, as LLVM wrote them
 """
 
 from __future__ import annotations

@@ -94,10 +94,12 @@ class CpuRunner:
 
     def new_cache(self, geometry: CacheGeometry, num_slots: int) -> CpuCache:
         """A cache with all slots empty. Raises `OutOfMemoryError`."""
-        return CpuCache(geometry, num_slots)
+        cache = CpuCache(geometry, num_slots)
+        cache.ready_first_rows()
+        return cache
 
     def warm_up(self) -> None:
-        """Run one token, so that all kernels are compiled or read from their cache."""
+        """Compile all kernels or read them from their cache: by preparing a step, without native code by running it."""
         config = self.program.config
         windows = config.layer_windows
         geometry = CacheGeometry(1, windows, config.num_key_value_heads, config.head_dim, 1)
@@ -105,7 +107,9 @@ class CpuRunner:
         first, widths = self.program.ops[0], self.program.buffers
         if first.kind == "inputs":
             batch = replace(batch, inputs={name: np.zeros((1, widths[name]), np.float32) for name in first.outputs})
-        self.run(self.new_cache(geometry, 1), batch)
+        cache = CpuCache(geometry, 1)
+        if not self._laid_out(self._prepare(cache, batch)[0], 0, len(self._lowered.table), _NO_TIMES).native:
+            self.run(cache, batch)
 
     def close(self) -> None:
         """End the threads and free the weights."""
@@ -178,15 +182,20 @@ class CpuRunner:
         stopped: Stopped | None = None,
     ) -> None:
         """Rows of the table in all threads. Raises `StepStopped`, and `EngineClosed` where the team was closed."""
-        team, arguments = self._team, (*fixed, first, last, times, self._team.sync)
+        call = self._laid_out(fixed, first, last, times)
+        if not self._team.run(call.function, call.address, interruptible=long, stopped=stopped):
+            if stopped is not None and stopped():
+                raise StepStopped
+            raise EngineClosed("the step was stopped before its end")
+
+    def _laid_out(self, fixed: tuple[Any, ...], first: int, last: int, times: np.ndarray) -> Call:
+        """The call of the walker, with these arguments."""
+        arguments = (*fixed, first, last, times, self._team.sync)
         if self._call is None:
             self._call = walk.prepare(*arguments)
         else:
             self._call.update(*arguments)
-        if not team.run(self._call.function, self._call.address, interruptible=long, stopped=stopped):
-            if stopped is not None and stopped():
-                raise StepStopped
-            raise EngineClosed("the step was stopped before its end")
+        return self._call
 
     def _buffers(self, act: np.ndarray, tokens: int) -> dict[str, np.ndarray]:
         offsets, widths = self._lowered.offsets, self.program.buffers

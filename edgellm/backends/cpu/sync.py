@@ -1,4 +1,4 @@
-"""The cells through which the threads of a step meet, see `barrier.py`: an int64 array, a cache line to each counter."""
+"""The cells through which the threads of a step meet, see `barrier.py`: an int64 array, a cache line a counter."""
 
 from __future__ import annotations
 

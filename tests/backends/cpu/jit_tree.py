@@ -179,9 +179,7 @@ class Tree:
             text=True,
         )
 
-    def run(
-        self, *arguments: str, path: Path | None = None, script: str = "run.py", **environ: str | None
-    ) -> dict:
+    def run(self, *arguments: str, path: Path | None = None, script: str = "run.py", **environ: str | None) -> dict:
         """What a process of the copy found."""
         return result(self.start(*arguments, path=path, script=script, **environ))
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.backends.cpu.jit_tree import Tree
@@ -54,7 +53,14 @@ def test_damaged_code_is_compiled_again(tree, spoil: str) -> None:
     path = entry(tree)
     data = bytearray(path.read_bytes())
     data[-2000] ^= 4
-    spoilt = {"empty": b"", "cut": data[:-1], "flipped": data, "not ours": b"\x7fELF" * 99, "python": b"cos\nabort\n(tR."}
+    pickled, elf = b"cos\nabort\n(tR.", b"\x7fELF" * 99
+    spoilt = {"empty": b"", "cut": data[:-1], "flipped": data, "not ours": elf, "python": pickled}
+        "empty": b"",
+        "cut": data[:-1],
+        "flipped": data,
+        "not ours": b"\x7fELF" * 99,
+        "python": b"cos\nabort\n(tR.",
+    }
     path.write_bytes(bytes(spoilt[spoil]))
     after = again(tree)
     assert (after["answer"], after["compiled"], after["warnings"]) == (ANSWER, 1, [])
