@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.scratch import REGROUP_WORDS
-from edgellm.backends.cpu.work import bare_kernel
 from edgellm.simd import (
     F32_LANES,
     bitcast_f32,
@@ -28,7 +28,7 @@ _LANES = F32_LANES
 _NIBBLES = REGROUP_WORDS
 
 
-@bare_kernel
+@kernel
 def pack_codes(out, words, input_word, input_shift, row_word, sizes, stage):
     """The lines of a part of a weight (`layout.Part`): whole blocks, a stretch of their inputs.
 
@@ -71,7 +71,7 @@ def pack_codes(out, words, input_word, input_shift, row_word, sizes, stage):
             line += 4 * _LANES
 
 
-@bare_kernel
+@kernel
 def regroup(words, stage, inputs, width):
     """AWQ's words [inputs, width] in place: nibble p of word [8 k + j, c] becomes nibble j of word [8 k + p, c].
 

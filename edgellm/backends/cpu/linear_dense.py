@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT
 from edgellm.backends.cpu.linear_columns import full_columns
 from edgellm.backends.cpu.linear_end import finish_tile
 from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST
-from edgellm.backends.cpu.work import bare_kernel, share
+from edgellm.backends.cpu.work import share
 from edgellm.simd import (
     F32_LANES,
     broadcast_f32,
@@ -37,7 +38,7 @@ def _make_sums(width: int) -> Callable[..., None]:
     """The kernel that leaves a block's sums for one tile of `width` columns in `stage`."""
     ask = prefetch if width == WIDEST else prefetch_once  # only the widest are several
 
-    @bare_kernel
+    @kernel
     def sums_of(stage, at, weights, line, xs, x, inputs):
         even, odd = tile(zero_f32(), width), tile(zero_f32(), width)
         for _ in range(inputs // 2):
@@ -61,7 +62,7 @@ def _make_sweep(width: int) -> Callable[..., None]:
     """The kernel that takes a range of blocks through a range of tiles, all `width` columns wide."""
     sums_of = _make_sums(width)
 
-    @bare_kernel
+    @kernel
     def sweep(out, xs, stage, weights, op, tokens, first_token, last_token, first, last, stage_at):
         inputs = op["inputs"]
         block_bytes = (inputs * _LINE + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
@@ -79,7 +80,7 @@ _sweep_1, _sweep_2, _sweep_4 = (_make_sweep(width) for width in (1, 2, 4))
 _widest = _make_sweep(WIDEST) if WIDEST > 4 else _sweep_4
 
 
-@bare_kernel
+@kernel
 def op_linear_f16(out, xs, stage, weights, op, tokens, ith, nth):
     """A linear of float16 weights; arguments as in `linear_int.py`, xs as `op_arrange` left them."""
     first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)

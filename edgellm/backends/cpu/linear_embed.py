@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
 from edgellm.backends.cpu.linear_columns import round_line
-from edgellm.backends.cpu.work import bare_kernel, share
+from edgellm.backends.cpu.work import share
 from edgellm.simd import F32_LANES, convert_f32, first_n, load_f16, load_u8_to_i32, reduce_add, select, zero_f32
 
 _LANES = F32_LANES
 _LINE = 4 * F32_LANES
 
 
-@bare_kernel
+@kernel
 def _lane(vector, lane):
     return reduce_add(select(first_n(lane + 1) & ~first_n(lane), vector, zero_f32()))
 
 
-@bare_kernel
+@kernel
 def op_embed(out, weights, op, token_ids, kind, multiplier, tokens, ith, nth):
     """Rows of a weight, one a token.
 
@@ -46,7 +47,7 @@ def op_embed(out, weights, op, token_ids, kind, multiplier, tokens, ith, nth):
             _coded_row(out, at, weights, op, row, factor, 16 >> kind)
 
 
-@bare_kernel
+@kernel
 def _dense_row(out, at, weights, op, row, factor):
     inputs = op["inputs"]
     block_bytes = (inputs * 2 * _LANES + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
@@ -55,7 +56,7 @@ def _dense_row(out, at, weights, op, row, factor):
         out[at + i] = _lane(load_f16(weights, line + i * 2 * _LANES), row % _LANES) * factor
 
 
-@bare_kernel
+@kernel
 def _coded_row(out, at, weights, op, row, factor, bits):
     inputs, group, stretch, lane = op["inputs"], op["group"], op["stretch"], row % _LANES
     groups, block = (inputs + group - 1) // group, row // _LANES

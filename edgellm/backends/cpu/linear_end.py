@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from edgellm.backends.cpu.work import bare_kernel
+from edgellm.backends.cpu.jit import kernel
 from edgellm.simd import F32_LANES, fma, load_f32, load_n_f32, splat_f32, store, store_n
 
 
-@bare_kernel
+@kernel
 def finish_tile(out, stage, weights, op, out_at, sums, tokens, planes, row):
     """y = factor * sums + bias for the rows of a block; out = y, or out + multiplier * y.
 

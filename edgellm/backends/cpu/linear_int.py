@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
 from edgellm.backends.cpu.linear_columns import full_columns, round_line
 from edgellm.backends.cpu.linear_end import finish_tile
 from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST
-from edgellm.backends.cpu.work import bare_kernel, share
+from edgellm.backends.cpu.work import share
 from edgellm.simd import (
     F32_LANES,
     bitcast_u8,
@@ -54,25 +55,25 @@ _LANES = F32_LANES
 _VECTOR = 4 * F32_LANES
 
 
-@bare_kernel
+@kernel
 def _crumbs(weights, at, half):
     """Eight inputs of a block's rows, the first or the second ones of a line: their first and their second four."""
     line, mask = load_i32(weights, at) >> 4 * half, splat_i32(0x03030303)
     return bitcast_u8(line & mask), bitcast_u8(line >> 2 & mask)
 
 
-@bare_kernel
+@kernel
 def _nibbles(weights, at, half):
     line = load_u8(weights, at)
     return low_nibbles(line), high_nibbles(line)
 
 
-@bare_kernel
+@kernel
 def _bytes(weights, at, half):
     return load_u8(weights, at), load_u8(weights, at + _VECTOR)
 
 
-@bare_kernel
+@kernel
 def _zeros_u8(weights, at):
     return convert_f32(load_u8_to_i32(weights, at))
 
@@ -85,7 +86,7 @@ def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[...,
     eights = 2 if bits == 2 else 1  # of a step
     step = _VECTOR * bits // 4 * eights  # in bytes
 
-    @bare_kernel
+    @kernel
     def sums_of(stage, at, g, weights, scales, zero_step, zeros, quads, column, xs, all_groups, groups, group):
         """Groups g .. g + groups - 1 of `all_groups`; `zeros` is where the whole weight's zero points are."""
         line = scales + round_line(groups * (2 * _LANES + zero_step))
@@ -132,7 +133,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
     sums_often = _make_sums(width, bits, prefetch) if width == WIDEST else sums_once  # others are one tile
     zero_bytes = _LANES if bits == 4 else 2 * _LANES
 
-    @bare_kernel
+    @kernel
     def sweep(out, quads, xs, stage, weights, op, columns, planes, first_column, last_column, first, last, stage_at):
         group, stretch = op["group"], op["stretch"]
         groups = (op["inputs"] + group - 1) // group
@@ -199,7 +200,7 @@ def _make_blocks(bits: int) -> Callable[..., None]:
     sweep_1, sweep_2, sweep_4 = (_make_sweep(width, bits) for width in (1, 2, 4))
     widest = _make_sweep(WIDEST, bits) if WIDEST > 4 else sweep_4
 
-    @bare_kernel
+    @kernel
     def blocks_of(out, quads, xs, stage, weights, op, tokens, planes, first, last, at):
         columns = tokens * planes
         full = full_columns(columns)
@@ -217,7 +218,7 @@ def _make_blocks(bits: int) -> Callable[..., None]:
 
 
 def _make_op(blocks_of: Callable[..., None]) -> Callable[..., None]:
-    @bare_kernel
+    @kernel
     def op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
         first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)
         blocks_of(out, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)

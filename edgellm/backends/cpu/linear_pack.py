@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import LinearKind
 from edgellm.backends.cpu.scratch import PACK_COLUMNS
-from edgellm.backends.cpu.work import bare_kernel
 from edgellm.simd import (
     F32_LANES,
     convert_i32,
@@ -58,7 +58,7 @@ _HALVES_TOP = 119
 _ROUNDER = np.float32(1.5 * 2**23)
 
 
-@bare_kernel
+@kernel
 def pack_dense(out, stored, code, scratch, sizes, factor):
     """A part of a dense weight (`layout.Part`): whole blocks, a stretch of their inputs.
 
@@ -95,7 +95,7 @@ def pack_dense(out, stored, code, scratch, sizes, factor):
     return reduce_max(most)
 
 
-@bare_kernel
+@kernel
 def turn_rows(scratch, stored, code, first, stride, count, here):
     """The `count` columns of a block: column i has number `first` + lane * stride + i in its first `here` lanes, zeros
     in the others."""
@@ -114,7 +114,7 @@ def turn_rows(scratch, stored, code, first, stride, count, here):
         _turn_square(scratch, _COLUMNS + i * _LANES)
 
 
-@bare_kernel
+@kernel
 def _turn_square(scratch, out):
     """The square at the begin of the scratch to `out`, rows and columns exchanged, by rounds of perfect shuffles."""
     source = 0
@@ -128,7 +128,7 @@ def _turn_square(scratch, out):
         source = target
 
 
-@bare_kernel
+@kernel
 def _to_float16(out, line, columns, inputs, inverse):
     most = zero_f32()
     for i in range(inputs):
@@ -138,7 +138,7 @@ def _to_float16(out, line, columns, inputs, inverse):
     return most
 
 
-@bare_kernel
+@kernel
 def _to_int8(out, scales, line, columns, inputs, group, factor):
     all_most = zero_f32()
     for start in range(_COLUMNS, _COLUMNS + inputs * _LANES, group * _LANES):
@@ -159,7 +159,7 @@ def _to_int8(out, scales, line, columns, inputs, group, factor):
     return all_most
 
 
-@bare_kernel
+@kernel
 def _to_halves(out, scales, line, half, columns, inputs, group, factor):
     all_most = zero_f32()
     for start in range(_COLUMNS, _COLUMNS + inputs * _LANES, group * _LANES):
@@ -184,7 +184,7 @@ def _to_halves(out, scales, line, half, columns, inputs, group, factor):
     return all_most
 
 
-@bare_kernel
+@kernel
 def _put_scale(out, at, scales, factor):
     """Scales into their place, and their inverse as rounded: codes must fit that one. 0 leaves codes of no weight."""
     store_f16(out, at, scales)
@@ -192,7 +192,7 @@ def _put_scale(out, at, scales, factor):
     return select(step != zero_f32(), splat_f32(1.0) / step, zero_f32())
 
 
-@bare_kernel
+@kernel
 def _to_int4(out, scales, line, half, columns, inputs, group, factor):
     """4 bits; in halves where the second is `half` bytes behind the first."""
     all_most = zero_f32()
@@ -225,7 +225,7 @@ def _to_int4(out, scales, line, half, columns, inputs, group, factor):
     return all_most
 
 
-@bare_kernel
+@kernel
 def _put_nibbles(out, line, columns, first, last, inverse):
     for i in range(first, last, 8 * _LANES):
         word = zero_i32()
@@ -236,7 +236,7 @@ def _put_nibbles(out, line, columns, first, last, inverse):
         line += 4 * _LANES
 
 
-@bare_kernel
+@kernel
 def _put_crumbs(out, line, half, columns, first, last, inverse):
     for i in range(first, last, 16 * _LANES):
         highs, lows = zero_i32(), zero_i32()
@@ -249,13 +249,13 @@ def _put_crumbs(out, line, half, columns, first, last, inverse):
         line += 4 * _LANES
 
 
-@bare_kernel
+@kernel
 def _code4(x):
     rounded = (x + splat_f32(_ROUNDER)) - splat_f32(_ROUNDER)
     return minimum(maximum(rounded, splat_f32(-8.0)), splat_f32(7.0))
 
 
-@bare_kernel
+@kernel
 def _fit(columns, start, group, inverse):
     """Sums of u q and of q q over a group, u = w * inverse: scale * (u q) / (q q) is the best scale for these codes."""
     products, squares = zero_f32(), zero_f32()

@@ -26,10 +26,11 @@ from collections.abc import Callable
 import numpy as np
 
 from edgellm.backends.cpu.halves import REFINED
+from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import LinearKind
 from edgellm.backends.cpu.linear_int import int2_blocks, int4_blocks
 from edgellm.backends.cpu.linear_tiles import STAGE
-from edgellm.backends.cpu.work import bare_kernel, share
+from edgellm.backends.cpu.work import share
 from edgellm.simd import (
     F32_LANES,
     load_f32,
@@ -48,7 +49,7 @@ _HALVINGS = 24
 _LOWEST = np.float32(-3e38)
 
 
-@bare_kernel
+@kernel
 def op_peaks(act, at, logits, rows, ith, nth):
     """The largest logit of each block into act[at ...], `_LOWEST` up to a whole number of vectors behind them."""
     blocks = (rows + _LANES - 1) // _LANES
@@ -63,7 +64,7 @@ def op_peaks(act, at, logits, rows, ith, nth):
         act[at + block] = peak
 
 
-@bare_kernel
+@kernel
 def _count(act, at, padded, bound):
     """How many of the peaks reach `bound`."""
     total, least = zero_f32(), splat_f32(bound)
@@ -72,7 +73,7 @@ def _count(act, at, padded, bound):
     return np.int64(reduce_add(total))
 
 
-@bare_kernel
+@kernel
 def _bound(act, at, blocks, wanted):
     """A bound that `wanted` peaks or an eighth more reach; more where some are equal, none where they are NaN."""
     highest, lowest = load_f32(act, at), load_f32(act, at)
@@ -94,7 +95,7 @@ def _bound(act, at, blocks, wanted):
 
 
 def _make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., None]:
-    @bare_kernel
+    @kernel
     def op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth):
         blocks = (op["rows"] + _LANES - 1) // _LANES
         if exact:

@@ -1,9 +1,9 @@
 """A kernel's machine code, and a way into it from Python without numba.
 
 The kernel is compiled as numba compiles it for its callers, without the wrapper through which Python would call it. A
-function of our own (`native.py` has what it takes) builds the kernel's arguments from the block and calls it by the code
-that numba itself has for calls, so nothing here knows how numba passes arguments. Both objects are taken as LLVM wrote
-them: a kernel counts no references, so beyond the C library nothing is left for them to call.
+function of our own (`native.py` has what it takes) builds the kernel's arguments from the block and makes the call by
+numba's own means, so nothing here knows how numba passes arguments. Both objects are taken as LLVM wrote them: a kernel
+counts no references, so beyond the C library nothing is left for them to call.
 """
 
 from __future__ import annotations

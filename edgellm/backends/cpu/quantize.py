@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.linear_columns import tile_width
 from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST
-from edgellm.backends.cpu.work import bare_kernel, share
+from edgellm.backends.cpu.work import share
 from edgellm.simd import (
     F32_LANES,
     fma,
@@ -41,7 +42,7 @@ _TOP_TWO = np.float32(127.0 * 128.0)
 _SMALLEST = np.float32(1e-30)
 
 
-@bare_kernel
+@kernel
 def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nth):
     """Quantize `tokens` rows into `planes` planes.
 
@@ -85,7 +86,7 @@ def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nt
             scale_at += planes
 
 
-@bare_kernel
+@kernel
 def _gather(out, out_at, act, permutations, row, first, permutation, count, group):
     """A group of a row in the columns' order, zeros behind the last input."""
     for i in range(count):
@@ -95,7 +96,7 @@ def _gather(out, out_at, act, permutations, row, first, permutation, count, grou
         out[out_at + i] = np.float32(0.0)
 
 
-@bare_kernel
+@kernel
 def _measure(xs, source, at, group, scale_at, planes):
     """The scales of a group into `xs`; 1 / scale of the finer plane, 0 for a group of zeros."""
     most, poison = zero_f32(), zero_f32()
@@ -115,7 +116,7 @@ def _measure(xs, source, at, group, scale_at, planes):
     return inverse
 
 
-@bare_kernel
+@kernel
 def _round(quads, xs, source, at, quad, scale_at, width, group, inverse):
     """A group in one plane."""
     by, total = splat_f32(inverse), zero_i32()
@@ -126,7 +127,7 @@ def _round(quads, xs, source, at, quad, scale_at, width, group, inverse):
     xs[scale_at + width] = np.float32(reduce_add(total))
 
 
-@bare_kernel
+@kernel
 def _round_two(quads, xs, source, at, quad, scale_at, width, group, inverse):
     """A group in two planes."""
     by, total, total_low = splat_f32(inverse), zero_i32(), zero_i32()
@@ -142,7 +143,7 @@ def _round_two(quads, xs, source, at, quad, scale_at, width, group, inverse):
     xs[scale_at + width + 1] = np.float32(reduce_add(total_low))
 
 
-@bare_kernel
+@kernel
 def op_arrange(xs, act, permutations, op, tokens, ith, nth):
     """Activations into tiles as they are, for F16 weights. Arguments as in `op_quantize`; each token is done whole."""
     inputs, permutation = op["inputs"], op["permutation"]

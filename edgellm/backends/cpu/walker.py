@@ -15,6 +15,7 @@ from edgellm.backends.cpu.activation import op_act_mul, op_add, op_softcap
 from edgellm.backends.cpu.attention import op_attention, op_attention_merge
 from edgellm.backends.cpu.barrier import barrier
 from edgellm.backends.cpu.cache_store import op_store_kv
+from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_embed import op_embed
 from edgellm.backends.cpu.linear_int import op_linear_int2, op_linear_int4, op_linear_int8
@@ -23,7 +24,7 @@ from edgellm.backends.cpu.norm import op_rms_norm
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
 from edgellm.backends.cpu.rope import op_rope
-from edgellm.backends.cpu.work import bare_kernel, share
+from edgellm.backends.cpu.work import share
 from edgellm.simd import ticks
 
 EMBED, RMS_NORM = int(Kind.EMBED), int(Kind.RMS_NORM)
@@ -45,7 +46,7 @@ EXACT = 2
 FIRST_RUN, LAST_RUN, FIRST_ITEM, LAST_ITEM, FIRST_MERGE, LAST_MERGE, TILES = range(7)
 
 
-@bare_kernel
+@kernel
 def op_pick_rows(act, op, logits_rows, ith, nth):
     """Copy the rows whose logits are wanted."""
     first, last = share(ith, nth, logits_rows.shape[0])
@@ -56,7 +57,7 @@ def op_pick_rows(act, op, logits_rows, ith, nth):
             act[target + i] = act[source + i]
 
 
-@bare_kernel
+@kernel
 def run_linear(model, space, step, op, count, planes, ith, nth):
     """QUANTIZE, ARRANGE, and the linears between buffers and to the logits."""
     _, weights, permutations, _ = model
@@ -85,7 +86,7 @@ def run_linear(model, space, step, op, count, planes, ith, nth):
         op_linear_f16(out, xs, stage, weights, op, count, ith, nth)
 
 
-@bare_kernel
+@kernel
 def run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth):
     """STORE_KV, ROPE, ATTEND and ATTEND_MERGE."""
     shape = model[3]
@@ -179,7 +180,7 @@ def run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth):
     )
 
 
-@bare_kernel
+@kernel
 def run_elements(model, space, step, op, count, ith, nth):
     """The ops that go over rows of numbers."""
     weights = model[1]
@@ -218,7 +219,7 @@ def run_elements(model, space, step, op, count, ith, nth):
         op_softcap(logits, 0, op["source_stride"], op["multiplier"], op["cap"], count, width, ith, nth)
 
 
-@bare_kernel
+@kernel
 def walk(model, space, cache, step, layer_kinds, planes, first, last, times, sync, ith, nth):
     """Rows first .. last - 1 of the table, by thread `ith` of `nth`.
 

@@ -60,7 +60,7 @@ def test_a_call_passes_arrays_tuples_and_numbers() -> None:
 
 
 def test_what_changes_is_taken_over() -> None:
-    ((values, (sums, counts)), table, _, _), call = prepared()
+    ((values, (sums, counts)), _, _, _), call = prepared()
     call.function(call.address, 0, 2)
     other = np.zeros(2, np.float32)
     call.update((values, (other, counts)), np.ones((2, 2), np.int64), -1.5, 10**12)

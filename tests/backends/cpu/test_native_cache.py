@@ -55,12 +55,6 @@ def test_damaged_code_is_compiled_again(tree, spoil: str) -> None:
     data[-2000] ^= 4
     pickled, elf = b"cos\nabort\n(tR.", b"\x7fELF" * 99
     spoilt = {"empty": b"", "cut": data[:-1], "flipped": data, "not ours": elf, "python": pickled}
-        "empty": b"",
-        "cut": data[:-1],
-        "flipped": data,
-        "not ours": b"\x7fELF" * 99,
-        "python": b"cos\nabort\n(tR.",
-    }
     path.write_bytes(bytes(spoilt[spoil]))
     after = again(tree)
     assert (after["answer"], after["compiled"], after["warnings"]) == (ANSWER, 1, [])
