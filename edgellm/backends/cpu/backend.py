@@ -21,8 +21,8 @@ from edgellm.model.program import Program
 from edgellm.model.weights import Weights
 
 _FLOAT_BYTES = 4
-#: All kernels read from their cache, and LLVM's own memory; measured: 41 MB (Linux, numba 0.68).
-_CODE_BYTES = 41 << 20
+#: All kernels read from their cache, and LLVM's own memory; measured: 6 to 10 MB (Linux, llvmlite 0.50).
+_CODE_BYTES = 8 << 20
 #: Steps of up to so many tokens give activations two planes of 8 bits.
 TWO_PLANES_UP_TO = {"auto": 4, "int8": 0, "int16": 1 << 30}
 
