@@ -94,7 +94,9 @@ def _bound(act, at, blocks, wanted):
     return low
 
 
-def _make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., None]:
+def make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., None]:
+    """The op over linears of `blocks_of` that gives all bits to `wanted` blocks."""
+
     @kernel
     def op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth):
         blocks = (op["rows"] + _LANES - 1) // _LANES
@@ -118,5 +120,5 @@ def _make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., N
 #: op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth) adds the products of low
 #: halves: of all blocks where `exact`, else, and then of one token, of those with the highest peaks, which are at
 #: act[op.other ...] as `op_peaks` left them. The rest as in `linear_int.py`.
-op_refine_int2 = _make_refine(int2_blocks, REFINED[LinearKind.INT2])
-op_refine_int4 = _make_refine(int4_blocks, REFINED[LinearKind.INT4])
+op_refine_int2 = make_refine(int2_blocks, REFINED[LinearKind.INT2])
+op_refine_int4 = make_refine(int4_blocks, REFINED[LinearKind.INT4])
