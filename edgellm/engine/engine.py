@@ -23,6 +23,8 @@ from edgellm.engine.scheduler import Scheduler, Step, as_engine_error
 from edgellm.engine.sequence import Request, Sequence
 from edgellm.errors import ContextLengthError, EdgeLLMError, EngineBusy, EngineClosed
 
+_NO_TOKENS = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True)
 class Held:
@@ -222,8 +224,7 @@ class Engine:
 
         if step.batch.choices:
             return self._choose(self.cache, step.batch, stopped)
-        logits = self.runner.run(self.cache, step.batch, stopped=stopped)
-        return Chosen(np.full(len(logits), -1), logits)
+        return Chosen(_NO_TOKENS, self.runner.run(self.cache, step.batch, stopped=stopped))
 
     def _stop_driving(self) -> None:
         """Let others drive, where this thread was the driver."""

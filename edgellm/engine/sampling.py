@@ -47,7 +47,9 @@ class SamplingParams:
     6. `top_k` keeps the k largest (0: all; more than there are: all),
     7. `top_p` (nucleus, arXiv:1904.09751) keeps the fewest of those whose probability reaches p,
     8. `min_p` (arXiv:2407.01082) keeps those with at least p times the probability of the best,
-    9. one of those left, never none, is drawn with a generator of the sequence's own.
+    9. one of those left, never none, is drawn with a generator of the sequence's own. A backend that draws where the
+       logits are (CUDA) has another generator, so a seed gives other tokens there, and keeps all that tie at the edge
+       of `top_k`.
 
     `logprobs` are those of the model's own distribution, before step 1.
 

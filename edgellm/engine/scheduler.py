@@ -87,29 +87,32 @@ class Scheduler:
         return Step(batch, tuple(parts))
 
     def commit(self, step: Step, chosen: Chosen) -> None:
-        """Enter a step into the books; where the runner has not chosen the next token, the sequence does now."""
-        choices = step.batch.choices or (None,) * len(step.batch.logits_rows)
-        rows = zip(choices, chosen.tokens.tolist(), strict=True)
-        logits = iter(chosen.logits)
+        """Enter a step into the books; where the runner has not chosen the next token, the sequence does now.
+
+        Args:
+            chosen: of `Runner.choose` where the batch has choices; else with the logits alone.
+        """
+        choices, row, free = step.batch.choices, 0, 0
         for sequence, count in step.parts:
             sequence.slot.extend(sequence.todo[:count])
             done, sequence.todo = sequence.todo[:count], sequence.todo[count:]
             if sequence.todo:
                 continue
             sequence.todo = done[-1:]
-            choice, token = next(rows)
-            own = next(logits) if choice is None else None
+            is_chosen = bool(choices) and choices[row] is not None
             try:
                 if sequence.cancelled:
                     pass
-                elif own is None:
-                    sequence.accept_token(token)
+                elif is_chosen:
+                    sequence.accept_token(int(chosen.tokens[row]))
                 else:
-                    sequence.accept(own)
+                    sequence.accept(chosen.logits[free])
             except Exception as error:
                 if isinstance(error, NumericalError):
                     sequence.slot.reset()
                 sequence.fail(as_engine_error(error))
+            row += 1
+            free += not is_chosen
         self.reap()
 
     def fail(self, step: Step | None, error: EdgeLLMError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from edgellm.backends.cuda.backend import CudaBackend
 from edgellm.backends.cuda.runner import CudaRunner
-from edgellm.backends.interface import Batch, Runner
+from edgellm.backends.interface import Batch, Choice, Runner
 from edgellm.backends.reference.backend import ReferenceBackend
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.model import fuse, open_model
@@ -76,6 +77,18 @@ def greedy(runner: Runner, ids: Sequence[int], count: int, dtype: str = "float16
     while len(made) < count:
         logits, state = feed(runner, cache, state, made[-1:], "last")
         made.append(int(logits[-1].argmax()))
+    return made
+
+
+def greedy_on_device(runner: CudaRunner, ids: Sequence[int], count: int) -> list[int]:
+    """As `greedy`, each token chosen on the device; the prompt is one step."""
+    cache, choice = cache_of(runner, len(ids) + count), Choice(runner.program.config.vocab_size)
+    state, part = SlotState(0), [int(token) for token in ids]
+    made: list[int] = []
+    while len(made) < count:
+        batch = replace(Batch.of([(state, part, "last")]), choices=(choice,))
+        made += runner.choose(cache, batch).tokens.tolist()
+        state, part = state.extended(len(part)), made[-1:]
     return made
 
 

@@ -13,7 +13,19 @@ from __future__ import annotations
 
 from edgellm.backends.cuda.kernels.declare import kernel
 from edgellm.backends.cuda.kernels.linear_flags import OWN_ZEROS
-from edgellm.backends.cuda.ptx import cuda, device, f32, f32_of_u32, funnel_left, ldg_u16, ldg_u32, u32, unpack_f16x2
+from edgellm.backends.cuda.ptx import (
+    cuda,
+    device,
+    f32,
+    f32_of_u32,
+    funnel_left,
+    griddep_launch,
+    griddep_wait,
+    ldg_u16,
+    ldg_u32,
+    u32,
+    unpack_f16x2,
+)
 
 THREADS = 256
 
@@ -52,6 +64,8 @@ def declare_embed(bits):
     def embed(
         tiles, scales, zeros, token_ids, out, rows, inputs, steps, group_log, id_stride, out_stride, zero, flags, factor
     ):  # fmt: skip
+        griddep_wait()
+        griddep_launch()
         quad = u32(u32(cuda.blockIdx.x) * u32(THREADS) + u32(cuda.threadIdx.x))
         token = u32(cuda.blockIdx.y)
         if quad >= u32(steps * u32(32)):

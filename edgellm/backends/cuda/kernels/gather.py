@@ -10,7 +10,7 @@ from __future__ import annotations
 from edgellm.backends.cuda.kernels.declare import kernel
 from edgellm.backends.cuda.kernels.record import COUNT
 from edgellm.backends.cuda.kernels.rows import PLAIN, ROW_THREADS, half_row
-from edgellm.backends.cuda.ptx import cuda, device, f32, u32
+from edgellm.backends.cuda.ptx import cuda, device, f32, griddep_launch, griddep_wait, u32
 
 _BLOCK_WARPS = ROW_THREADS // 32
 _NONE = f32(0.0)  # numbers that a row does not need
@@ -42,6 +42,8 @@ _largest, _write = PLAIN.largest, half_row(gathered).write
 )
 def gather_float16(x, order, out, scales, record, stride, width, step):
     """x [rows, stride] to out, float16 [rows, width], times scales [rows]. Grid: rows."""
+    griddep_wait()
+    griddep_launch()
     stage = cuda.shared.array(_BLOCK_WARPS, f32, alignment=16)
     row = u32(cuda.blockIdx.x)
     if step == u32(0) and row >= record[u32(COUNT)]:
