@@ -87,7 +87,13 @@ class Batch:
     choices: tuple[Choice | None, ...] = ()
 
     @classmethod
-    def of(cls, parts: list[tuple[SlotState, list[int], str]], *, exact: bool = True) -> Batch:
+    def of(
+        cls,
+        parts: list[tuple[SlotState, list[int], str]],
+        *,
+        exact: bool = True,
+        choices: tuple[Choice | None, ...] = (),
+    ) -> Batch:
         """A batch from (state, token ids, which logits) a sequence: "all", "last" or "none"."""
         ids: list[int] = []
         starts, rows = [0], []
@@ -104,6 +110,7 @@ class Batch:
             tuple(state for state, _, _ in parts),
             np.array(rows, np.int32),
             exact=exact,
+            choices=choices,
         )
 
 

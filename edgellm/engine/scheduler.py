@@ -6,7 +6,7 @@ Not thread-safe: `engine.py` calls `plan`, runs the batch and calls `commit`, on
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgellm.backends.interface import Batch, Cache, Chosen
 from edgellm.backends.slots import SlotState
@@ -80,10 +80,9 @@ class Scheduler:
         if not parts:
             return None
         wanted = [(s.slot.state, s.todo[:n], "last" if n == len(s.todo) else "none") for s, n in parts]
-        batch = Batch.of(wanted, exact=any(s.request.params.all_logits for s, _ in parts))
-        if self._chooses:
-            choices = tuple(s.choice() for s, n in parts if n == len(s.todo))
-            batch = replace(batch, choices=choices) if any(choices) else batch
+        choices = tuple(s.choice() for s, n in parts if n == len(s.todo)) if self._chooses else ()
+        exact = any(s.request.params.all_logits for s, _ in parts)
+        batch = Batch.of(wanted, exact=exact, choices=choices if any(choices) else ())
         return Step(batch, tuple(parts))
 
     def commit(self, step: Step, chosen: Chosen) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -117,9 +117,10 @@ class Sequence:
 
     def choice(self) -> Choice | None:
         """How a backend may choose the next token; None where it cannot be told, for this sequence always."""
-        if self._choice is None or not self._choice.temperature:
-            return self._choice
-        return replace(self._choice, draw=len(self.tokens))
+        first = self._choice
+        if first is None or not first.temperature:
+            return first
+        return Choice(first.vocab_size, first.temperature, first.top_k, first.top_p, first.seed, len(self.tokens))
 
     def accept(self, logits: np.ndarray) -> None:
         """Choose the next token from logits float32 [V]. Raises `NumericalError`."""

@@ -51,7 +51,7 @@ class Answer:
 
 def chosen_tokens(tokens: np.ndarray) -> np.ndarray:
     """Tokens as the device leaves them, uint32, as int64: -1 where a logit was NaN or infinite."""
-    return np.where(tokens == NOT_FINITE, -1, tokens.astype(np.int64))
+    return np.array([-1 if token == NOT_FINITE else token for token in tokens.tolist()], np.int64)
 
 
 def _check(batch: Batch, rows: np.ndarray, choices: tuple[Choice | None, ...]) -> None:

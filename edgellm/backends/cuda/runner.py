@@ -162,10 +162,10 @@ class CudaRunner:
                 times += launch_times(*sizes, calls, seconds)
         return times
 
-    def device_seconds(self, cache: CudaCache, rows: int) -> float:
+    def device_seconds(self, cache: CudaCache, rows: int, wanted: Wanted) -> float:
         """What the device takes to do the last decode step of `rows` sequences again."""
         self._open(cache)
-        return self._stream.time(lambda: cache.steps.decode(rows))
+        return self._stream.time(lambda: cache.steps.decode(rows, wanted))
 
     def _open(self, cache: CudaCache) -> Model:
         """The model, with the cache's steps made ready. Raises `EngineClosed`."""

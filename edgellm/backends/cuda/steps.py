@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from edgellm.backends.interface import Trace
 _KEPT = 8
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What comes back of a step's rows.
 
     Attributes:
@@ -130,9 +129,9 @@ class Steps:
             return calls
         return calls + lower_logits(self._model, shape, *((0, rows) if decode else (rows - 1, 1)))
 
-    def launches(self, rows: int) -> int:
+    def launches(self, rows: int, wanted: Wanted = LOGITS) -> int:
         """How many launches and copies the graph of a decode step has."""
-        return self._decode_graph(rows, LOGITS).nodes
+        return self._decode_graph(rows, wanted).nodes
 
     def _capture(self, rows: int, wanted: Wanted) -> Graph:
         model = self._model
