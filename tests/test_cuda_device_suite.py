@@ -91,10 +91,11 @@ def test_the_device(settings, capsys):
 
 @pytest.mark.skipif(not (CODE / INDEX).is_file(), reason="the kernels are not built")
 def test_numerics_and_speed(settings):
-    suite.run(settings, ["golden", "shapes", "decode", "host", "overlap", "prefill"])
+    suite.run(settings, ["golden", "draws", "shapes", "decode", "host", "overlap", "prefill"])
     found = report(settings)
     assert {name: part.get("error") for name, part in found.items()} == dict.fromkeys(found)
     assert found["golden"]["ok"]
+    assert found["draws"]["share"] == 1
     assert found["shapes"]["ok"]
     (decode,) = found["decode"]["models"].values()
     assert decode["weight_bytes"] > 0

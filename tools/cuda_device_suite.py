@@ -26,6 +26,7 @@ from tools.cuda_suite.settings import Facts, Say, Settings
 PARTS: dict[str, Callable[[Settings, Say], Facts]] = {
     "device": numerics.device,
     "golden": numerics.golden,
+    "draws": numerics.draws,
     "shapes": numerics.shapes,
     "decode": speed.decode,
     "host": speed.host,

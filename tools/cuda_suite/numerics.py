@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgellm.backends.cuda.device import device_index, open_device
 from edgellm.backends.cuda.measure import Yardstick
 from edgellm.backends.cuda.self_test import self_test
+from edgellm.backends.interface import Batch, Choice
 from edgellm.backends.slots import SlotState
+from tests.backends.cuda.racing import drawn
 from tests.golden_models import cases
 from tools.cuda_suite.models import (
     cache_of,
@@ -22,6 +26,9 @@ from tools.cuda_suite.settings import Facts, Say, Settings
 
 #: Prompts go through the prefill kernels in float16, the cache is float16; the reference rounds neither.
 SHAPE_BOUND = 2e-2
+#: The least part of the draws that must be the very ones of float64.
+DRAWS_SHARE = 0.98
+_SEED = 0x0123456789ABCDEF
 _YARDSTICK_SECONDS = 0.3
 
 
@@ -64,6 +71,27 @@ def golden(settings: Settings, say: Say) -> Facts:
         ok = ok and same == [None] * 3
         say(f"{case.name:<22} {' / '.join(rows[case.name])}")
     return {"ok": ok, "models": rows}
+
+
+def draws(settings: Settings, say: Say) -> Facts:
+    """Tokens that the device draws from the small model's logits, against NumPy's with the same random numbers."""
+    runner = load(synthetic(settings, settings.small, say), settings.device)
+    vocab_size, equal = runner.program.config.vocab_size, []
+    limits = ((0.0, 0, 1.0), (0.7, 0, 1.0), (0.7, 40, 1.0), (1.0, 0, 0.9), (1.3, 50, 0.8))
+    cache = cache_of(runner, settings.decode_tokens + 1, len(limits))
+    states = [SlotState(slot) for slot in range(len(limits))]
+    tokens = prompt(runner, len(limits))
+    for draw in range(settings.decode_tokens):
+        batch = Batch.of([(state, [token], "last") for state, token in zip(states, tokens, strict=True)])
+        logits = runner.run(cache, batch)
+        choices = tuple(Choice(vocab_size, *limit, seed=_SEED, draw=draw) for limit in limits)
+        tokens = runner.choose(cache, replace(batch, choices=choices)).tokens.tolist()  # the same step once more
+        equal += [drawn(*pair) == token for *pair, token in zip(logits, choices, tokens, strict=True)]
+        states = [state.extended(1) for state in states]
+    runner.close()
+    share = sum(equal) / len(equal)
+    say(f"{sum(equal)} of {len(equal)} draws are NumPy's (goal: {DRAWS_SHARE:.0%}; float32 decides what is close)")
+    return {"ok": share >= DRAWS_SHARE, "share": share}
 
 
 def shapes(settings: Settings, say: Say) -> Facts:

@@ -18,7 +18,7 @@ from edgellm.engine.sequence import Request
 from edgellm.engine.stream import Stream
 from edgellm.errors import NumericalError, UsageError
 from edgellm.model import fuse, open_model
-from tests.backends.cuda.test_sampling import philox
+from tests.backends.cuda.racing import drawn
 from tests.backends.running import geometry
 from tests.fakes import FakeTokenizer
 from tests.golden_models import GOLDEN_FOLDER, cases
@@ -98,15 +98,7 @@ def test_a_draw_is_the_record_s(shipped_gpu):
     for draw, limit in enumerate(limits):
         choices = tuple(Choice(vocab_size, 0.7, **limit, seed=seed, draw=draw) for _ in range(2))
         tokens = runner.choose(caches[1], replace(batch, choices=choices)).tokens
-        ids = np.arange(vocab_size)
-        words = philox([ids // 4, np.full(vocab_size, draw), 0 * ids, 0 * ids], [seed & 0xFFFFFFFF, seed >> 32])
-        uniform = (np.choose(ids % 4, words).astype(np.float64) + 0.5) / 2**32
-        for row in range(2):
-            order = np.argsort(-logits[row])[: limit.get("top_k") or None]
-            weights = np.exp((logits[row, order].astype(np.float64) - logits[row].max()) / 0.7)
-            kept = order[: np.searchsorted(weights.cumsum(), limit.get("top_p", 1.0) * weights.sum() * (1 - 1e-9)) + 1]
-            race = logits[row, kept] / 0.7 - np.log(-np.log1p(-uniform[kept]))
-            assert tokens[row] == kept[race.argmax()]
+        assert tokens.tolist() == [drawn(logits[row], choice) for row, choice in enumerate(choices)]
 
 
 def test_sequences_side_by_side_draw_what_they_draw_alone(shipped_gpu):

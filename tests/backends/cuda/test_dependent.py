@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from ctypes import sizeof
+from ctypes import addressof, c_uint32, c_uint64, c_void_p, sizeof
 
 import numpy as np
 import pytest
 
 from edgellm.backends.cuda.backend import CudaBackend
 from edgellm.backends.cuda.cache import CudaCache
-from edgellm.backends.cuda.dependent import LAUNCH, LaunchAttribute, LaunchConfig, waiting
+from edgellm.backends.cuda.dependent import LAUNCH, LaunchAttribute, LaunchConfig, dependent_config, waiting
 from edgellm.backends.cuda.runner import CudaRunner
 from edgellm.backends.cuda.shipped import shipped
 from edgellm.backends.interface import Batch
 from edgellm.backends.slots import SlotState
 from edgellm.model import fuse, open_model
+from tests.backends.cuda.test_fake_driver import ADD, COUNT, Host
 from tests.backends.running import geometry, greedy
 from tests.golden_models import GOLDEN_FOLDER, cases
 from tools.ptx_emulator import Memory, Module
+from tools.ptx_emulator.driver import FakeDriver
 from tools.ptx_emulator.driver_work import GraphExec
 from tools.ptx_emulator.errors import EmulatorError
 from tools.ptx_emulator.overlap import Overlap
@@ -96,6 +98,19 @@ def test_structures_are_those_of_cuda_h():
     assert (LaunchAttribute.value.offset, sizeof(LaunchAttribute)) == (8, 72)
     offsets = [LaunchConfig.shared.offset, LaunchConfig.stream.offset, LaunchConfig.attributes.offset]
     assert (*offsets, LaunchConfig.count.offset, sizeof(LaunchConfig)) == (24, 32, 40, 48, 56)
+
+
+@pytest.mark.parametrize(("capability", "attribute", "code"), [(90, 6, 0), (90, 5, 1), (89, 6, 1)])
+def test_the_fake_driver_takes_the_attribute_where_a_device_would(capability, attribute, code):
+    host = Host(FakeDriver(capability))
+    address, function = host.alloc(4 * COUNT), host.function(ADD.replace("sm_90", "sm_80"))
+    config = dependent_config((1, 1, 1), COUNT, 0)
+    config.stream, config.attributes.contents.id = host.stream, attribute
+    values = (c_uint64(address), c_uint32(1))
+    pointers = (c_void_p * 2)(*map(addressof, values))
+    assert host.fake.cuLaunchKernelEx(addressof(config), function, addressof(pointers), None) == code
+    assert host.wait() == 0
+    assert host.fake.launched == ([] if code else ["kernel"])
 
 
 def test_every_kernel_waits_before_it_lets_the_next_begin():

@@ -7,9 +7,11 @@ import pytest
 
 from edgellm.backends.cuda.kernels import record
 from edgellm.backends.cuda.kernels.sampling_plan import NOT_FINITE, sample_grid
+from edgellm.backends.interface import Choice
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.sampling import SamplingParams
 from tests.backends.cuda.launching import launch
+from tests.backends.cuda.racing import drawn, philox
 
 
 def wanting(
@@ -46,17 +48,6 @@ def limits(logits: np.ndarray, words: np.ndarray) -> np.ndarray:
     return found
 
 
-def philox(counter: list[np.ndarray], key: list[int]) -> list[np.ndarray]:
-    """Philox4x32-10 on arrays of counter words."""
-    c, k, mask = [np.asarray(word, np.uint64) for word in counter], list(key), np.uint64(0xFFFFFFFF)
-    for _ in range(10):
-        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        high_a, high_b = a >> np.uint64(32), b >> np.uint64(32)
-        c = [high_b ^ c[1] ^ np.uint64(k[0]), b & mask, high_a ^ c[3] ^ np.uint64(k[1]), a & mask]
-        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return c
-
-
 def test_the_paper_s_own_answers() -> None:
     assert [int(word) for word in philox([0, 0, 0, 0], [0, 0])] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     ones = 0xFFFFFFFF
@@ -86,12 +77,7 @@ def test_a_draw_is_philox_s_race_of_exponentials() -> None:
     rng, seed, temperature = np.random.default_rng(2), 0x123456789ABCDEF0, 0.7
     logits = rng.standard_normal((6, 1001)).astype(np.float32) * 3
     found = sample(logits, wanting(6, 1001, temperature, seed=seed))
-    ids = np.arange(1001)
-    for row, logit in enumerate(logits):
-        words = philox([ids // 4, np.full(1001, row), 0 * ids, 0 * ids], [seed & 0xFFFFFFFF, seed >> 32])
-        word = np.choose(ids % 4, words)
-        keys = logit.astype(np.float64) / temperature - np.log(-np.log1p(-(word.astype(np.float64) + 0.5) / 2**32))
-        assert found[row] == keys.argmax()
+    assert found.tolist() == [drawn(logits[row], Choice(1001, temperature, seed=seed, draw=row)) for row in range(6)]
 
 
 def test_draws_follow_the_distribution() -> None:
