@@ -57,9 +57,21 @@ def block_most(value, stage):
 
 
 @device
+def add_to_bin(bins, i, amount):
+    """Add a u64 to bin i, as words [low][high]."""
+    low, high = u32(amount), u32(amount >> u64(32))
+    before = atomic_add_shared(bins, i, low)
+    high = u32(high + u32(1)) if u32(before + low) < low else high
+    if high != u32(0):
+        atomic_add_shared(bins, u32(i + u32(_BINS)), high)
+
+
+@device
 def count_bins(bins, logits, at, vocab, largest, factor, least, near, width, open_end, share):
     """Sort the tokens of at least `least` by distance into bins from `near` on, each `width` wide: tokens counted, or,
-    with `share`, weights summed, u64 as words [low][high]. What is beyond the bins counts in the last if `open_end`."""
+    with `share`, weights summed. If `open_end`, the last bin has the weights of all that is beyond the others, and no
+    count: that is nearly every token, so each thread sums its own first."""
+    beyond = u64(0)
     thread = u32(cuda.threadIdx.x)
     cuda.syncthreads()
     if thread < u32(2 * _BINS):
@@ -70,15 +82,15 @@ def count_bins(bins, logits, at, vocab, largest, factor, least, near, width, ope
         logit = logits[at + i]
         distance = (largest - logit) * factor
         place = (distance - near) * rcp(width)
-        if logit >= least and place >= f32(0.0) and (place < f32(_BINS) or open_end):
-            bin_of = u32(place) if place < f32(_BINS - 1) else u32(_BINS - 1)
+        if logit >= least and place >= f32(0.0):
             amount = u64(ex2(-distance) * _ONE) if share else u64(1)
-            low, high = u32(amount), u32(amount >> u64(32))
-            before = atomic_add_shared(bins, bin_of, low)
-            high = u32(high + u32(1)) if u32(before + low) < low else high
-            if high != u32(0):
-                atomic_add_shared(bins, u32(bin_of + u32(_BINS)), high)
+            if open_end and place >= f32(_BINS - 1):
+                beyond += amount
+            elif place < f32(_BINS):
+                add_to_bin(bins, u32(place), amount)
         i = u32(i + _BLOCK)
+    if share and beyond != u64(0):
+        add_to_bin(bins, u32(_BINS - 1), beyond)
     cuda.syncthreads()
 
 
