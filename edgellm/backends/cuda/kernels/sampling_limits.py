@@ -36,6 +36,7 @@ from edgellm.backends.cuda.ptx import (
 _THREADS = 1024
 _BLOCK = u32(_THREADS)
 _WARPS = 32
+_AT_ONCE = 8  # loads of a thread under way: a block alone waits for the L2 cache, some ten times
 _BINS = 256
 _LOG2_E = f32(1.4426950408889634)
 _LOWEST = f32(float("-inf"))
@@ -54,6 +55,14 @@ def block_most(value, stage):
     for warp in range(u32(_WARPS)):
         value = fmax(value, stage[warp])
     return value
+
+
+@device
+def read_some(v, logits, at, i, vocab):
+    """A thread's next logits from i on, all loads under way before one is used; the least number beyond the last."""
+    for j in range(u32(_AT_ONCE)):
+        token = u32(i + j * _BLOCK)
+        v[j] = logits[at + token] if token < vocab else _LOWEST
 
 
 @device
@@ -77,18 +86,20 @@ def count_bins(bins, logits, at, vocab, largest, factor, least, near, width, ope
     if thread < u32(2 * _BINS):
         bins[thread] = u32(0)
     cuda.syncthreads()
+    v = cuda.local.array(_AT_ONCE, f32)
     i = thread
     while i < vocab:
-        logit = logits[at + i]
-        distance = (largest - logit) * factor
-        place = (distance - near) * rcp(width)
-        if logit >= least and place >= f32(0.0):
-            amount = u64(ex2(-distance) * _ONE) if share else u64(1)
-            if open_end and place >= f32(_BINS - 1):
-                beyond += amount
-            elif place < f32(_BINS):
-                add_to_bin(bins, u32(place), amount)
-        i = u32(i + _BLOCK)
+        read_some(v, logits, at, i, vocab)
+        for j in range(u32(_AT_ONCE)):
+            distance = (largest - v[j]) * factor
+            place = (distance - near) * rcp(width)
+            if v[j] >= least and place >= f32(0.0):
+                amount = u64(ex2(-distance) * _ONE) if share else u64(1)
+                if open_end and place >= f32(_BINS - 1):
+                    beyond += amount
+                elif place < f32(_BINS):
+                    add_to_bin(bins, u32(place), amount)
+        i = u32(i + u32(_AT_ONCE) * _BLOCK)
     if share and beyond != u64(0):
         add_to_bin(bins, u32(_BINS - 1), beyond)
     cuda.syncthreads()
@@ -129,12 +140,14 @@ def least_kept(bins, stage, logits, at, vocab, largest, factor, least, wanted, s
             width = finer if going else width
     edge = near + width
     least_now = f32(float("inf"))
+    v = cuda.local.array(_AT_ONCE, f32)
     i = u32(cuda.threadIdx.x)
     while i < vocab:
-        logit = logits[at + i]
-        if logit >= least and (first or (largest - logit) * factor < edge):
-            least_now = logit if logit < least_now else least_now
-        i = u32(i + _BLOCK)
+        read_some(v, logits, at, i, vocab)
+        for j in range(u32(_AT_ONCE)):
+            if v[j] >= least and (first or (largest - v[j]) * factor < edge):
+                least_now = v[j] if v[j] < least_now else least_now
+        i = u32(i + u32(_AT_ONCE) * _BLOCK)
     return -block_most(-least_now, stage)
 
 
@@ -159,10 +172,13 @@ def sample_threshold(logits, record, thresholds, stride):
     least = _LOWEST
     if temperature != f32(0.0):
         largest = _LOWEST
+        v = cuda.local.array(_AT_ONCE, f32)
         i = thread
         while i < vocab:
-            largest = fmax(largest, logits[at + i])
-            i = u32(i + _BLOCK)
+            read_some(v, logits, at, i, vocab)
+            for j in range(u32(_AT_ONCE)):
+                largest = fmax(largest, v[j])
+            i = u32(i + u32(_AT_ONCE) * _BLOCK)
         largest = block_most(largest, stage)
         factor = _LOG2_E * rcp(temperature)
         if top_k != u32(0) and top_k < vocab:
