@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgellm.backends import _DEVICES, find, installed
+from edgellm.backends import _DEVICES, _UNFINISHED, find, installed
 from edgellm.errors import BackendUnavailable
 
 
@@ -17,6 +17,7 @@ def test_every_installed_backend_is_found_by_its_name_or_says_what_it_lacks() ->
     for name in installed():
         backend = importlib.import_module(f"edgellm.backends.{name}").backend
         assert backend.devices == _DEVICES[name]
+        assert backend.finished == (name not in _UNFINISHED)
         lacks = backend.unavailable()
         if lacks is None:
             assert find(name).name == name

@@ -108,7 +108,7 @@ class Call:
     def __init__(self, native: Native, arguments: tuple[Any, ...]) -> None:
         self._leaves = list(_leaves(arguments))
         kinds = [_kind(leaf) for leaf in self._leaves]
-        self._nested, self._kinds = arguments, kinds
+        self._like, self._kinds = arguments, kinds
         self._places, size = [], 1
         for leaf in self._leaves:
             self._places.append(size)
@@ -127,22 +127,20 @@ class Call:
         return struct.unpack("d", struct.pack("q", self._block[0]))[0]
 
     def update(self, *arguments: Any) -> None:
-        """Take other arguments of the same kinds; those that are the same objects are not looked at.
-
-        Raises:
-            UsageError: an argument of another kind.
-        """
-        self._nested = arguments
-        leaves = self._leaves
+        """Take other arguments of the same kinds. Raises `UsageError` for one of another kind."""
         for number, leaf in enumerate(_leaves(arguments)):
-            if leaf is not leaves[number]:
-                if _kind(leaf) != self._kinds[number]:
-                    allowed = self._kinds[number]
-                    raise UsageError(
-                        "another kind of argument", key=f"number {number}", found=_kind(leaf), allowed=allowed
-                    )
-                leaves[number] = leaf
-                self._put(number, leaf)
+            self.replace(number, leaf)
+
+    def replace(self, number: int, leaf: Any) -> None:
+        """Take another argument, the one of that number where tuples are counted through; the very same object is not
+        looked at. Raises `UsageError` for one of another kind."""
+        if leaf is self._leaves[number]:
+            return
+        kind, allowed = _kind(leaf), self._kinds[number]
+        if kind != allowed:
+            raise UsageError("another kind of argument", key=f"number {number}", found=kind, allowed=allowed)
+        self._leaves[number] = leaf
+        self._put(number, leaf)
 
     def _put(self, number: int, leaf: Any) -> None:
         block, at = self._block, self._places[number]
@@ -155,7 +153,8 @@ class Call:
             block[at] = leaf
 
     def _call_kernel(self, native: Native, address: int, ith: int, nth: int) -> int:
-        returned = native.kernel(*self._nested, ith, nth) if native.threaded else native.kernel(*self._nested)
+        arguments = _nested(self._like, iter(self._leaves))
+        returned = native.kernel(*arguments, ith, nth) if native.threaded else native.kernel(*arguments)
         if returned is not None:
             self._block[0] = struct.unpack("q", struct.pack("d", returned))[0]
         return 0
@@ -167,6 +166,10 @@ def _leaves(arguments: tuple[Any, ...]) -> Iterator[Any]:
             yield from _leaves(argument)
         else:
             yield argument
+
+
+def _nested(like: tuple[Any, ...], leaves: Iterator[Any]) -> tuple[Any, ...]:
+    return tuple(_nested(item, leaves) if isinstance(item, tuple) else next(leaves) for item in like)
 
 
 def _signature(arguments: tuple[Any, ...]) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from edgellm.backends.cpu.arena import aligned_zeros
-from edgellm.backends.cpu.attention_plan import KindPlan, RopeTables, StepPlan, kinds_of, plan_step, rope_tables
+from edgellm.backends.cpu.attention_plan import StepPlan, kinds_of, plan_step, rope_tables
 from edgellm.backends.cpu.cache import CpuCache
 from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.cpu.linear_tiles import STAGE
@@ -20,6 +22,7 @@ from edgellm.backends.cpu.native import Call, Native
 from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.backends.cpu.profile import RowTime, Stopwatch, row_times, work_of
 from edgellm.backends.cpu.scratch import attention_scratch, partial_width, store_scratch
+from edgellm.backends.cpu.step import StepArrays
 from edgellm.backends.cpu.team import Team
 from edgellm.backends.interface import Batch, StepStopped, Stopped, Trace
 from edgellm.backends.slots import CacheGeometry, SlotState
@@ -31,6 +34,11 @@ from edgellm.simd import TARGET
 _LONG_STEP = 16
 _LONG_SECONDS = 0.05
 _NO_TIMES = np.zeros(0, np.int64)
+
+_NO_LOGITS = np.zeros(1, np.float32)
+_NO_BYTES = np.zeros(1, np.uint8)
+#: Which of the walker's arguments change from step to step, counted through its tuples.
+_LOGITS, _CACHE, _PLANES, _FIRST, _LAST, _TIMES = 5, 12, 27, 28, 29, 30
 
 walk = Native("edgellm.backends.cpu.walker", "walk", threaded=True)
 
@@ -77,7 +85,11 @@ class CpuRunner:
         self._shape = np.array(shape, np.int64)
         self._model = (self._lowered.table, packed.data, self._lowered.permutations, self._shape)
         self._space = _Space(self._lowered, self._shape, team.threads)
+        self._step = StepArrays()
         self._call: Call | None = None
+        self._laid_out: tuple[Any, Any] = (None, None)
+        self._cache: weakref.ref[CpuCache] | None = None
+        self._all_rows = (0, len(self._lowered.table))
         self._step_seconds = 0.0
 
     def describe(self) -> Mapping[str, Any]:
@@ -108,7 +120,7 @@ class CpuRunner:
         if first.kind == "inputs":
             batch = replace(batch, inputs={name: np.zeros((1, widths[name]), np.float32) for name in first.outputs})
         cache = CpuCache(geometry, 1)
-        if not self._laid_out(self._prepare(cache, batch)[0], 0, len(self._lowered.table), _NO_TIMES).native:
+        if not self._prepare(cache, batch)[0].native:
             self.run(cache, batch)
 
     def close(self) -> None:
@@ -120,18 +132,18 @@ class CpuRunner:
         self, cache: CpuCache, batch: Batch, trace: Trace | None = None, stopped: Stopped | None = None
     ) -> np.ndarray:
         """One step; see `interface.Runner`. Returns logits float32 [R, V]."""
-        fixed, logits = self._prepare(cache, batch)
+        call, logits = self._prepare(cache, batch)
         if trace is None:
             long = len(batch.token_ids) > _LONG_STEP or self._step_seconds > _LONG_SECONDS
             began = time.perf_counter()
-            self._walk(fixed, 0, len(self._lowered.table), long=long, stopped=stopped)
+            self._walk(call, long=long, stopped=stopped)
             self._step_seconds = time.perf_counter() - began
             return logits
         rows_of = self._lowered.table["program_op"]
         for index in range(len(self.program.ops)):
             first, last = np.searchsorted(rows_of, [index, index + 1])
-            self._walk(fixed, int(first), int(last), long=False)
-            trace(index, self._buffers(fixed[1][0], len(batch.token_ids)) | {"logits": logits})
+            self._walk(call, (int(first), int(last)))
+            trace(index, self._buffers(self._space.act, len(batch.token_ids)) | {"logits": logits})
         return logits
 
     def profile(self, cache: CpuCache, batch: Batch) -> list[RowTime]:
@@ -140,28 +152,40 @@ class CpuRunner:
         Raises:
             BackendUnavailable: this processor has no clock that kernels can read.
         """
-        fixed, _ = self._prepare(cache, batch)
-        table = self._lowered.table
-        watch = Stopwatch(len(table))
-        self._walk(fixed, 0, len(table), long=False, times=watch.times)
-        return row_times(table, watch.seconds(), cache, batch)
+        call, _ = self._prepare(cache, batch)
+        watch = Stopwatch(len(self._lowered.table))
+        self._walk(call, times=watch.times)
+        return row_times(self._lowered.table, watch.seconds(), cache, batch)
 
-    def _prepare(self, cache: CpuCache, batch: Batch) -> tuple[tuple[Any, ...], np.ndarray]:
-        """The arguments of the walk, and the logits that it will fill."""
+    def _prepare(self, cache: CpuCache, batch: Batch) -> tuple[Call, np.ndarray]:
+        """The walker's call for a step, and the logits that it will fill."""
         plan = plan_step(cache.geometry, batch, self._groups)
-        space = self._space.arrays(len(batch.logits_rows) * self.program.config.vocab_size, self._partials(plan))
-        step = self._step(batch, plan)
-        self._put_inputs(space[0], batch)
-        held = (cache.data, cache.layout, cache.storage)
+        rows, vocab = len(batch.logits_rows), self.program.config.vocab_size
+        logits = np.empty((rows, vocab) if rows else (0, 0), np.float32)  # fresh, since the caller keeps them
+        self._put_inputs(batch)
+        tables = [rope_tables(rope, plan) for rope in self._lowered.ropes]
+        step = self._step.fill(batch, plan, tables)
+        space = self._space.arrays(self._partials(plan))
         planes = 2 if len(batch.token_ids) <= self._two_planes_up_to else 1
-        fixed = (self._model, space, held, step, kinds_of(cache.geometry), planes)
-        logits = (
-            space[1].reshape(len(batch.logits_rows), -1) if len(batch.logits_rows) else np.zeros((0, 0), np.float32)
-        )
-        return fixed, logits
+        call, flat = self._call, logits.reshape(-1) if rows else _NO_LOGITS
+        if call is not None and self._cache() is cache and self._laid_out[0] is step and self._laid_out[1] is space:
+            call.replace(_LOGITS, flat)
+            call.replace(_PLANES, planes)
+            return call, logits
+        held = (cache.data, cache.layout, cache.storage)
+        groups = (self._model, (space[0], flat, *space[1:]), held, step, kinds_of(cache.geometry), planes)
+        arguments = (*groups, *self._all_rows, _NO_TIMES, self._team.sync)
+        if call is None:
+            call = self._call = walk.prepare(*arguments)
+        else:
+            call.update(*arguments)
+        self._laid_out = (step, space)
+        self._cache = weakref.ref(cache, partial(_forget, call))
+        return call, logits
 
-    def _put_inputs(self, act: np.ndarray, batch: Batch) -> None:
+    def _put_inputs(self, batch: Batch) -> None:
         """What the caller gives to a program that was cut out of another. Raises `UsageError`."""
+        act = self._space.act
         first, tokens = self.program.ops[0], len(batch.token_ids)
         for name in first.outputs if first.kind == "inputs" else ():
             given, shape = batch.inputs.get(name), (tokens, self.program.buffers[name])
@@ -173,29 +197,27 @@ class CpuRunner:
 
     def _walk(
         self,
-        fixed: tuple[Any, ...],
-        first: int,
-        last: int,
+        call: Call,
+        rows: tuple[int, int] | None = None,
         *,
-        long: bool,
+        long: bool = False,
         times: np.ndarray = _NO_TIMES,
         stopped: Stopped | None = None,
     ) -> None:
-        """Rows of the table in all threads. Raises `StepStopped`, and `EngineClosed` where the team was closed."""
-        call = self._laid_out(fixed, first, last, times)
+        """Rows of the table, all unless told, in all threads.
+
+        Raises:
+            StepStopped: `stopped` said so.
+            EngineClosed: the team was closed.
+        """
+        first, last = rows or self._all_rows
+        call.replace(_FIRST, first)
+        call.replace(_LAST, last)
+        call.replace(_TIMES, times)
         if not self._team.run(call.function, call.address, interruptible=long, stopped=stopped):
             if stopped is not None and stopped():
                 raise StepStopped
             raise EngineClosed("the step was stopped before its end")
-
-    def _laid_out(self, fixed: tuple[Any, ...], first: int, last: int, times: np.ndarray) -> Call:
-        """The call of the walker, with these arguments."""
-        arguments = (*fixed, first, last, times, self._team.sync)
-        if self._call is None:
-            self._call = walk.prepare(*arguments)
-        else:
-            self._call.update(*arguments)
-        return self._call
 
     def _buffers(self, act: np.ndarray, tokens: int) -> dict[str, np.ndarray]:
         offsets, widths = self._lowered.offsets, self.program.buffers
@@ -207,57 +229,28 @@ class CpuRunner:
     def _partials(self, plan: StepPlan) -> int:
         return plan.partials * int(self._shape[0]) * partial_width(int(self._shape[2]))
 
-    def _step(self, batch: Batch, plan: StepPlan) -> tuple[np.ndarray, ...]:
-        bounds, joined = _joined_kinds(plan.kinds)
-        tables = [rope_tables(rope, plan) for rope in self._lowered.ropes]
-        counts = np.array([len(batch.token_ids), len(batch.logits_rows), batch.exact], np.int64)
-        cos, sin, ropes = _joined_tables(tables)
-        return (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, cos, sin, ropes)
+
+def _forget(call: Call, _: object) -> None:
+    """Let the bytes of a cache go with it: the call must not keep them."""
+    call.replace(_CACHE, _NO_BYTES)
 
 
 class _Space:
-    """Scratch of all steps; only logits and partial results are sized by the step."""
+    """Scratch of all steps; only partial results are sized by the step."""
 
     def __init__(self, lowered: Lowered, shape: np.ndarray, threads: int) -> None:
-        self._act = aligned_zeros(lowered.act_floats, np.float32)
+        self.act = aligned_zeros(lowered.act_floats, np.float32)
         self._quads = aligned_zeros(lowered.quads, np.int32)
         self._xs = aligned_zeros(lowered.xs, np.float32)
         self._stage = aligned_zeros(threads * STAGE, np.float32)
         self._work = aligned_zeros(threads * int(shape[3]), np.float32)
         self._wide = aligned_zeros(threads * int(shape[4]), np.uint8)
         self._partials = aligned_zeros(1, np.float32)
+        self._arrays: tuple[np.ndarray, ...] = ()
 
-    def arrays(self, logits: int, partials: int) -> tuple[np.ndarray, ...]:
-        """In the order of `walker.py`; the logits are a fresh array, since the caller keeps them."""
-        if len(self._partials) < partials:
-            self._partials = aligned_zeros(partials, np.float32)
-        fresh = np.empty(max(logits, 1), np.float32)[:logits] if logits else np.empty(1, np.float32)
-        return (self._act, fresh, self._quads, self._xs, self._stage, self._partials, self._work, self._wide)
-
-
-def _joined_kinds(kinds: tuple[KindPlan, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The rows of `bounds` (`walker.py`), and all kinds' runs, items and merges one behind the other."""
-    # A decode step waits for this: one kind, as nearly all models have, is spared the joining.
-    parts = [[kind.runs for kind in kinds], [kind.items for kind in kinds], [kind.merges for kind in kinds]]
-    rows = []
-    begins = [0, 0, 0]
-    for kind in kinds:
-        ends = [begin + len(part) for begin, part in zip(begins, (kind.runs, kind.items, kind.merges), strict=True)]
-        rows.append((begins[0], ends[0], begins[1], ends[1], begins[2], ends[2], kind.tiles))
-        begins = ends
-    return np.array(rows, np.int64), [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
-
-
-def _joined_tables(tables: list[RopeTables]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All rotations' tables one behind the other, and the rows of `ropes`."""
-    if not tables:
-        nothing = np.zeros(1, np.float32)
-        return nothing, nothing, np.zeros((1, 4), np.int64)
-    rows, begin = [], 0
-    for table in tables:
-        rows.append((table.half, begin + table.by_position, begin + table.by_number, begin + table.by_turn))
-        begin += len(table.cos)
-    if len(tables) == 1:
-        return tables[0].cos, tables[0].sin, np.array(rows, np.int64)
-    cos, sin = (np.concatenate([getattr(table, name) for table in tables]) for name in ("cos", "sin"))
-    return cos, sin, np.array(rows, np.int64)
+    def arrays(self, partials: int) -> tuple[np.ndarray, ...]:
+        """In the order of `walker.py`, without the logits; the same tuple as before unless one had to be made anew."""
+        if len(self._partials) < partials or not self._arrays:
+            self._partials = aligned_zeros(max(partials, 1), np.float32)
+            self._arrays = (self.act, self._quads, self._xs, self._stage, self._partials, self._work, self._wide)
+        return self._arrays

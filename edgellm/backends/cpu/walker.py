@@ -6,7 +6,7 @@ groups of arrays, so that one compile serves every model:
     model    table, weights, permutations, shape
     space    act, logits, quads, xs, stage, partials, work, wide: scratch, allocated once
     cache    data, layout, storage
-    step     counts, token_ids, logits_rows, tokens, runs, items, merges, bounds, cos, sin, ropes
+    step     counts, token_ids, logits_rows, tokens, runs, items, merges, bounds, cos, sin, ropes (`step.py`)
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ FIRST_RUN, LAST_RUN, FIRST_ITEM, LAST_ITEM, FIRST_MERGE, LAST_MERGE, TILES = ran
 
 
 @kernel
-def op_pick_rows(act, op, logits_rows, ith, nth):
-    """Copy the rows whose logits are wanted."""
-    first, last = share(ith, nth, logits_rows.shape[0])
+def op_pick_rows(act, op, logits_rows, count, ith, nth):
+    """Copy the `count` rows whose logits are wanted."""
+    first, last = share(ith, nth, count)
     for row in range(first, last):
         source = op["source"] + logits_rows[row] * op["source_stride"]
         target = op["out"] + row * op["out_stride"]
@@ -93,7 +93,7 @@ def run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth):
     act, partials, work, wide = space[0], space[5], space[6], space[7]
     data, layout, storage = cache
     tokens, runs, items, merges, bounds, cos, sin, ropes = (
-        step[3],
+        step[3][:count],
         step[4],
         step[5],
         step[6],
@@ -211,7 +211,7 @@ def run_elements(model, space, step, op, count, ith, nth):
     elif kind == ADD:
         op_add(act, out, out_stride, op["other"], op["other_stride"], op["multiplier"], count, width, ith, nth)
     elif kind == PICK_ROWS:
-        op_pick_rows(act, op, step[2], ith, nth)
+        op_pick_rows(act, op, step[2], count, ith, nth)
     elif kind == PEAKS:
         if step[0][EXACT] == 0 and count == 1:
             op_peaks(act, op["other"], logits, width, ith, nth)

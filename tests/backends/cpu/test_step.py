@@ -1,0 +1,100 @@
+"""What the walker is told of a step, in arrays that stay; and that a runner keeps no cache alive."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from edgellm.backends.cpu import arena
+from edgellm.backends.cpu.arena import LARGE_PAGE_BYTES, aligned_zeros, populate
+from edgellm.backends.cpu.attention_plan import plan_step, rope_tables
+from edgellm.backends.cpu.backend import CpuBackend
+from edgellm.backends.cpu.step import StepArrays, _joined_kinds, _joined_tables
+from edgellm.backends.interface import Batch
+from edgellm.backends.slots import CacheGeometry, SlotState
+from edgellm.model import fuse, open_model
+from edgellm.model.rope import Rope
+from tests.backends.running import geometry, prefill
+from tests.golden_models import GOLDEN_FOLDER
+
+ROPES = (Rope(10000.0, 8), Rope(500.0, 4))
+
+
+def filled(arrays: StepArrays, windows, parts) -> tuple:
+    """A step's arrays, each proven to begin with what the plan says."""
+    plan = plan_step(CacheGeometry(300, windows, 2, 8, 64), batch := Batch.of(parts), 2)
+    tables = [rope_tables(rope, plan) for rope in ROPES]
+    found = arrays.fill(batch, plan, tables)
+    bounds, joined = _joined_kinds(plan.kinds)
+    counts = [len(batch.token_ids), len(batch.logits_rows), batch.exact]
+    values = (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, *_joined_tables(tables))
+    for array, value in zip(found, values, strict=True):
+        np.testing.assert_array_equal(array[: len(value)], np.reshape(value, (len(value), *array.shape[1:])))
+    return found
+
+
+def test_arrays_stay_while_steps_fit() -> None:
+    arrays, state = StepArrays(), SlotState(0)
+    first = filled(arrays, (None,), [(state, list(range(40)), "all")])
+    state = state.extended(40)
+    for _ in range(3):
+        assert filled(arrays, (None,), [(state, [3], "last")]) is first
+        state = state.extended(1)
+    longer = filled(arrays, (None,), [(state, list(range(60)), "last"), (SlotState(1), [1, 2], "none")])
+    assert longer is not first
+    assert longer[2] is first[2]  # this one was long enough
+    assert filled(arrays, (None,), [(state, [3], "last")]) is longer
+
+
+def test_another_cache_has_other_columns() -> None:
+    arrays = StepArrays()
+    one = filled(arrays, (None,), [(SlotState(0), [1, 2, 3], "last")])
+    two = filled(arrays, (None, 9), [(SlotState(0), [1, 2, 3], "last")])
+    assert (one[3].shape[1], two[3].shape[1]) == (3, 4)
+    assert filled(arrays, (None, 9), [(SlotState(0), [1], "none")]) is two
+
+
+@pytest.fixture
+def runner():
+    with open_model(GOLDEN_FOLDER / "qwen2-mixed-window") as model:
+        made = CpuBackend().load(fuse(model.weights.program), model.weights, threads=2)
+    yield made
+    made.close()
+
+
+def test_a_cache_that_nobody_has_is_freed(runner) -> None:
+    ids = list(range(3, 23))
+    caches = [runner.new_cache(geometry(runner, 64, 16), 1) for _ in range(2)]
+    logits = [prefill(runner, cache, SlotState(0), ids)[0] for cache in caches]
+    np.testing.assert_array_equal(*logits)
+    bytes_of = [weakref.ref(cache.data) for cache in caches]
+    del caches[1]
+    gc.collect()
+    assert (bytes_of[0]() is None, bytes_of[1]() is None) == (False, True)
+    again, _ = prefill(runner, caches[0], SlotState(0), ids)
+    np.testing.assert_array_equal(again, logits[0])
+
+
+def test_only_what_is_named_is_populated(monkeypatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(arena, "_advise", lambda: lambda first, nbytes, advice: asked.append((first, nbytes)) or 0)
+    memory = np.zeros(9 * LARGE_PAGE_BYTES, np.uint8)
+    base = memory.ctypes.data
+    populate(memory, [0, 100, 5 * LARGE_PAGE_BYTES], 1000)
+    assert len(asked) == 2
+    for (first, nbytes), begin in zip(asked, (0, 5 * LARGE_PAGE_BYTES), strict=True):
+        assert first <= base + begin + 4096
+        assert first + nbytes >= base + begin + 1000
+        assert base <= first <= first + nbytes <= base + memory.nbytes
+        assert nbytes <= 2 * LARGE_PAGE_BYTES
+
+
+@pytest.mark.parametrize("advise", [None, lambda *_: -1], ids=["no such system", "no such kernel"])
+def test_where_nothing_is_populated_nothing_is_lost(advise, monkeypatch) -> None:
+    monkeypatch.setattr(arena, "_advise", lambda: advise)
+    memory = aligned_zeros(LARGE_PAGE_BYTES, np.uint8)
+    populate(memory, [0], 10)
+    assert not memory.any()
