@@ -49,7 +49,7 @@ SPLIT_TOKENS = 8
 _SPAN = 256
 _SPANS = 64
 #: Positions whose rotations are computed at a time while decoding.
-_ROPE_BLOCK = 64
+ROPE_BLOCK = 64
 #: Spans that are cut short by the ends of runs: sinks and the rest, each in two runs where its ring wraps.
 _CUT_ENDS = 8
 
@@ -163,7 +163,7 @@ def _tokens(
 
 def most_partials(geometry: CacheGeometry, num_slots: int) -> int:
     """Partial results that no step needs more of, for planning memory."""
-    parts = max(geometry.rows(layer) // _span(geometry, layer) for layer in range(len(geometry.windows)))
+    parts = max(geometry.rows(layer) // span_of(geometry, layer) for layer in range(len(geometry.windows)))
     return num_slots * SPLIT_TOKENS * (parts + _CUT_ENDS)
 
 
@@ -174,8 +174,8 @@ def rope_tables(rope: Rope | None, plan: StepPlan) -> RopeTables:
         return RopeTables(nothing, nothing, 0, 0, 0, 0)
     half, tokens = rope.rotary_dim // 2, len(plan.numbers)
     if tokens == 1 and not plan.turns[0]:
-        block, row = divmod(int(plan.positions[0]), _ROPE_BLOCK)
-        cos, sin = _rope_block(rope, block)
+        block, row = divmod(int(plan.positions[0]), ROPE_BLOCK)
+        cos, sin = rope_block(rope, block)
         return RopeTables(cos[row], sin[row], half, 0, 0, 0)
     if not plan.turns.any():
         cos, sin = rope.cos_sin(plan.positions)
@@ -185,9 +185,9 @@ def rope_tables(rope: Rope | None, plan: StepPlan) -> RopeTables:
 
 
 @lru_cache(maxsize=4)
-def _rope_block(rope: Rope, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of the positions that a sequence reaches one by one while it decodes."""
-    return rope.cos_sin(np.arange(block * _ROPE_BLOCK, (block + 1) * _ROPE_BLOCK))
+def rope_block(rope: Rope, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of `ROPE_BLOCK` positions, which a sequence reaches one by one while it decodes."""
+    return rope.cos_sin(np.arange(block * ROPE_BLOCK, (block + 1) * ROPE_BLOCK))
 
 
 def _plan_kind(
@@ -198,7 +198,7 @@ def _plan_kind(
     counts: Sequence[int],
     groups: int,
 ) -> KindPlan:
-    span = _span(geometry, layer)
+    span = span_of(geometry, layer)
     tile = max(1, TILE_QUERIES // groups)
     runs: list[tuple[int, ...]] = []
     tiles: list[tuple[int, ...]] = []
@@ -225,7 +225,8 @@ def _plan_kind(
     return KindPlan(_table(runs, 4), _table(tiles + items, 5), _table(merges, 4), len(tiles), partials)
 
 
-def _span(geometry: CacheGeometry, layer: int) -> int:
+def span_of(geometry: CacheGeometry, layer: int) -> int:
+    """Rows of a piece where a few tokens are cut along the context."""
     return max(_SPAN, round_up(-(-geometry.rows(layer) // _SPANS), CHUNK))
 
 

@@ -6,15 +6,19 @@ on kernels alone: functions of the host application keep theirs. It differs in w
 - answer with stale code: the folder is named after all sources (`jit_digest`), the entry after the kernel's code and
   the values it froze (`jit_key`);
 - fail: a missing, unreadable, cut or damaged entry, a full disk, a place that cannot be written mean compiling again;
-- load what others wrote: entries are pickles, which run code when read, so owner and permissions of folder and file
-  are checked, and a checksum is, before anything is unpickled.
+- load what others wrote: entries are code, so owner and permissions of folder and file are checked, and a checksum is,
+  before anything is made of them.
+
+Two kinds of entries lie here. What Python calls in a model is machine code alone (`native.py`): to read it runs
+nothing, and takes no numba. Kernels that are compiled on the way to it, and those that tests, yardsticks and tools call
+through numba's dispatcher, are numba's own pickles.
 
 There is no index file that two processes could overwrite: an entry is a file, named after its key, renamed into place
 when whole.
 
     bytes 0-15   "edgellm-kernel 1"
     bytes 16-47  SHA-256 of the rest
-    then         length of the key (4 bytes, little-endian), the key in UTF-8, the pickle
+    then         length of the key (4 bytes, little-endian), the key in UTF-8, the payload
 
 Three names that numba keeps private are used: a dispatcher's `_cache`, `CompileResult._reduce` and `_rebuild` (tried
 with numba 0.68). Where one is missing, kernels run uncached.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.backends.cpu.arena import aligned_zeros
-from edgellm.backends.cpu.attention_plan import StepPlan, kinds_of, plan_step, rope_tables
+from edgellm.backends.cpu.attention_plan import kinds_of
 from edgellm.backends.cpu.cache import CpuCache
 from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.cpu.linear_tiles import STAGE
@@ -74,7 +74,6 @@ class CpuRunner:
         groups = config.num_attention_heads // config.num_key_value_heads
         work, wide = attention_scratch(config.head_dim, groups)
         floats, stage = store_scratch(config.head_dim)
-        self._groups = groups
         shape = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -85,7 +84,8 @@ class CpuRunner:
         self._shape = np.array(shape, np.int64)
         self._model = (self._lowered.table, packed.data, self._lowered.permutations, self._shape)
         self._space = _Space(self._lowered, self._shape, team.threads)
-        self._step = StepArrays()
+        self._step = StepArrays(self._lowered.ropes, groups)
+        self._partial_floats = config.num_attention_heads * partial_width(config.head_dim)
         self._call: Call | None = None
         self._laid_out: tuple[Any, Any] = (None, None)
         self._cache: weakref.ref[CpuCache] | None = None
@@ -159,13 +159,11 @@ class CpuRunner:
 
     def _prepare(self, cache: CpuCache, batch: Batch) -> tuple[Call, np.ndarray]:
         """The walker's call for a step, and the logits that it will fill."""
-        plan = plan_step(cache.geometry, batch, self._groups)
         rows, vocab = len(batch.logits_rows), self.program.config.vocab_size
         logits = np.empty((rows, vocab) if rows else (0, 0), np.float32)  # fresh, since the caller keeps them
         self._put_inputs(batch)
-        tables = [rope_tables(rope, plan) for rope in self._lowered.ropes]
-        step = self._step.fill(batch, plan, tables)
-        space = self._space.arrays(self._partials(plan))
+        step = self._step.fill(cache.geometry, batch)
+        space = self._space.arrays(self._step.partials * self._partial_floats)
         planes = 2 if len(batch.token_ids) <= self._two_planes_up_to else 1
         call, flat = self._call, logits.reshape(-1) if rows else _NO_LOGITS
         if call is not None and self._cache() is cache and self._laid_out[0] is step and self._laid_out[1] is space:
@@ -225,9 +223,6 @@ class CpuRunner:
             name: act[offsets[name] : offsets[name] + tokens * width].reshape(tokens, width)
             for name, width in widths.items()
         }
-
-    def _partials(self, plan: StepPlan) -> int:
-        return plan.partials * int(self._shape[0]) * partial_width(int(self._shape[2]))
 
 
 def _forget(call: Call, _: object) -> None:

@@ -7,8 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.backends.cpu.attention_plan import FIRST_ROW, KindPlan, RopeTables, StepPlan
+from edgellm.backends.cpu.attention_plan import (
+    END,
+    FIRST_ROW,
+    NUMBER,
+    ROPE_BLOCK,
+    KindPlan,
+    RopeTables,
+    plan_step,
+    rope_block,
+    rope_tables,
+    span_of,
+    windows_of,
+)
+from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.interface import Batch
+from edgellm.backends.slots import CacheGeometry, SlotState
+from edgellm.model.rope import Rope
 
 _INT64, _INT32, _FLOAT32 = np.int64, np.int32, np.float32
 #: In the order of the walker's `step`: counts, token_ids, logits_rows, tokens, runs, items, merges, bounds, cos, sin,
@@ -26,20 +41,67 @@ _KINDS = (
     (_FLOAT32, 0),
     (_INT64, 4),
 )
-_TOKENS = 3
+_TOKEN_IDS, _TOKENS, _RUNS, _COS, _SIN = 1, 3, 4, 8, 9
 
 
 class StepArrays:
-    """The arrays of one runner."""
+    """The arrays of one runner.
 
-    def __init__(self) -> None:
+    Args:
+        ropes: the rotations that its rows name.
+        groups: query heads of a KV head.
+
+    Attributes:
+        partials: partial results of attention that the step needs.
+    """
+
+    def __init__(self, ropes: tuple[Rope, ...], groups: int) -> None:
+        self.partials = 0
+        self._ropes, self._groups = ropes, groups
         self._arrays = tuple(np.zeros((1, columns) if columns else 1, dtype) for dtype, columns in _KINDS)
+        #: Where the next token of a lone sequence finds all but a few numbers as they are, see `_goes_on`.
+        self._geometry: CacheGeometry | None = None
+        self._slot = self._end = self._most = self._last_run = 0
+        self._exact = False
 
-    def fill(self, batch: Batch, plan: StepPlan, tables: list[RopeTables]) -> tuple[np.ndarray, ...]:
+    def fill(self, geometry: CacheGeometry, batch: Batch) -> tuple[np.ndarray, ...]:
         """Put a step into the arrays; the same tuple as before unless one of them had to be made anew."""
+        state, lone = batch.states[0], len(batch.token_ids) == 1 == len(batch.logits_rows)
+        if lone and geometry is self._geometry and self._goes_on(state, batch.exact):
+            self._advance(int(batch.token_ids[0]))
+            return self._arrays
+        arrays = self._plan(geometry, batch)
+        steady = lone and not state.evicted and windows_of(geometry) == (None,)
+        self._geometry = geometry if steady else None
+        self._slot, self._end, self._exact = state.slot, state.end + 1, batch.exact
+        self._most = round_up(self._end, span_of(geometry, 0))
+        return arrays
+
+    def _goes_on(self, state: SlotState, exact: bool) -> bool:
+        """Whether this is the step before with a token more, in the piece of the context that its last run ends in."""
+        here = (state.slot, state.end, state.evicted, exact)
+        return here == (self._slot, self._end, 0, self._exact) and state.end < self._most
+
+    def _advance(self, token_id: int) -> None:
+        """What `_plan` does for that token: a decode step waits for it, and for NumPy at every small array."""
+        arrays, number = self._arrays, self._end
+        arrays[_TOKEN_IDS][0] = token_id
+        arrays[_TOKENS][0, NUMBER] = arrays[_TOKENS][0, FIRST_ROW] = number
+        arrays[_RUNS][self._last_run, END] = self._end = number + 1
+        begin, (block, row) = 0, divmod(number, ROPE_BLOCK)
+        for rope in self._ropes:
+            cos, sin = rope_block(rope, block)
+            end = begin + cos.shape[1]
+            arrays[_COS][begin:end], arrays[_SIN][begin:end] = cos[row], sin[row]
+            begin = end
+
+    def _plan(self, geometry: CacheGeometry, batch: Batch) -> tuple[np.ndarray, ...]:
+        plan = plan_step(geometry, batch, self._groups)
+        self.partials, self._last_run = plan.partials, len(plan.kinds[0].runs) - 1
         bounds, joined = _joined_kinds(plan.kinds)
+        tables = _joined_tables([rope_tables(rope, plan) for rope in self._ropes])
         counts = (len(batch.token_ids), len(batch.logits_rows), batch.exact)
-        values = (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, *_joined_tables(tables))
+        values = (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, *tables)
         arrays = self._arrays
         if plan.tokens.shape[1] != arrays[_TOKENS].shape[1] or any(
             len(value) > len(array) for value, array in zip(values, arrays, strict=True)

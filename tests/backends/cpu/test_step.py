@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from edgellm.backends.cpu import arena
+from edgellm.backends.cpu import arena, attention_plan
 from edgellm.backends.cpu.arena import LARGE_PAGE_BYTES, aligned_zeros, populate
 from edgellm.backends.cpu.attention_plan import plan_step, rope_tables
 from edgellm.backends.cpu.backend import CpuBackend
@@ -23,38 +23,77 @@ from tests.golden_models import GOLDEN_FOLDER
 ROPES = (Rope(10000.0, 8), Rope(500.0, 4))
 
 
-def filled(arrays: StepArrays, windows, parts) -> tuple:
+def geometry_of(*windows: int | None, context: int = 700) -> CacheGeometry:
+    return CacheGeometry(context, windows, 2, 8, 64)
+
+
+def filled(arrays: StepArrays, geometry: CacheGeometry, parts: list, exact: bool = True) -> tuple:
     """A step's arrays, each proven to begin with what the plan says."""
-    plan = plan_step(CacheGeometry(300, windows, 2, 8, 64), batch := Batch.of(parts), 2)
-    tables = [rope_tables(rope, plan) for rope in ROPES]
-    found = arrays.fill(batch, plan, tables)
+    batch = Batch.of(parts, exact=exact)
+    plan = plan_step(geometry, batch, 2)
+    found = arrays.fill(geometry, batch)
+    tables = _joined_tables([rope_tables(rope, plan) for rope in ROPES])
     bounds, joined = _joined_kinds(plan.kinds)
     counts = [len(batch.token_ids), len(batch.logits_rows), batch.exact]
-    values = (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, *_joined_tables(tables))
+    values = (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, *tables)
     for array, value in zip(found, values, strict=True):
         np.testing.assert_array_equal(array[: len(value)], np.reshape(value, (len(value), *array.shape[1:])))
+    assert arrays.partials == plan.partials
     return found
 
 
 def test_arrays_stay_while_steps_fit() -> None:
-    arrays, state = StepArrays(), SlotState(0)
-    first = filled(arrays, (None,), [(state, list(range(40)), "all")])
+    arrays, geometry, state = StepArrays(ROPES, 2), geometry_of(None), SlotState(0)
+    first = filled(arrays, geometry, [(state, list(range(40)), "all")])
     state = state.extended(40)
     for _ in range(3):
-        assert filled(arrays, (None,), [(state, [3], "last")]) is first
+        assert filled(arrays, geometry, [(state, [3], "last")]) is first
         state = state.extended(1)
-    longer = filled(arrays, (None,), [(state, list(range(60)), "last"), (SlotState(1), [1, 2], "none")])
+    longer = filled(arrays, geometry, [(state, list(range(60)), "last"), (SlotState(1), [1, 2], "none")])
     assert longer is not first
     assert longer[2] is first[2]  # this one was long enough
-    assert filled(arrays, (None,), [(state, [3], "last")]) is longer
+    assert filled(arrays, geometry, [(state, [3], "last")]) is longer
 
 
 def test_another_cache_has_other_columns() -> None:
-    arrays = StepArrays()
-    one = filled(arrays, (None,), [(SlotState(0), [1, 2, 3], "last")])
-    two = filled(arrays, (None, 9), [(SlotState(0), [1, 2, 3], "last")])
-    assert (one[3].shape[1], two[3].shape[1]) == (3, 4)
-    assert filled(arrays, (None, 9), [(SlotState(0), [1], "none")]) is two
+    arrays, one, two = StepArrays(ROPES, 2), geometry_of(None), geometry_of(None, 9)
+    first = filled(arrays, one, [(SlotState(0), [1, 2, 3], "last")])
+    second = filled(arrays, two, [(SlotState(0), [1, 2, 3], "last")])
+    assert (first[3].shape[1], second[3].shape[1]) == (3, 4)
+    assert filled(arrays, two, [(SlotState(0), [1], "none")]) is second
+
+
+@pytest.mark.parametrize("windows", [(None,), (None, 9), (9,)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_token_by_token_as_planned(windows: tuple, seed: int, monkeypatch) -> None:
+    """Long answers over the ends of spans, with what may come between: rewinding, eviction, other slots and wishes."""
+    monkeypatch.setattr(attention_plan, "_SPAN", 64)
+    draw = np.random.default_rng(seed)
+    arrays, geometry = StepArrays(ROPES, 2), geometry_of(*windows)
+    states = [SlotState(0), SlotState(1)]
+    for _ in range(250):
+        slot, count, kind = int(draw.random() < 0.02), int(draw.choice([1, 1, 1, 1, 1, 1, 1, 30])), draw.random()
+        state = states[slot]
+        if kind < 0.02 and geometry.can_rewind(state, max(state.length - 3, 0)):
+            state = state.rewound(max(state.length - 3, 0))
+        elif 0.02 < kind < 0.03 and state.length > 20:
+            state = state.evict(10)
+        if (room := geometry.room(state)) is not None and room < count:
+            state = state.evict(count - room)
+        tokens = draw.integers(0, 999, count).tolist()
+        filled(arrays, geometry, [(state, tokens, "none" if kind > 0.99 else "last")], exact=bool(draw.random() < 0.05))
+        states[slot] = state.extended(count)
+
+
+def test_only_what_changes_is_planned(monkeypatch) -> None:
+    planned = []
+    real = StepArrays._plan
+    monkeypatch.setattr(StepArrays, "_plan", lambda self, *args: planned.append(1) or real(self, *args))
+    arrays, geometry, state = StepArrays(ROPES, 2), geometry_of(None), SlotState(0)
+    for token in range(600):
+        filled(arrays, geometry, [(state, [token], "last")])
+        state = state.extended(1)
+    assert len(planned) == 3  # spans of 256
 
 
 @pytest.fixture
