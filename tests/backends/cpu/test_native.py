@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from numba.core import config
 
 from edgellm.backends.cpu import native_object
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.native import Native
 from edgellm.errors import EdgeLLMError, UsageError
-from tests.backends.cpu.kernels import WITHOUT_JIT
 
 HERE = __name__
 
 
-@kernel
 def weigh(groups, table, by, start, ith, nth):
     """Every kind of argument; a row of `table` a thread."""
     values, (sums, counts) = groups
@@ -26,22 +27,28 @@ def weigh(groups, table, by, start, ith, nth):
     return sums[ith]
 
 
-@kernel
 def first(values):
     return values[0]
 
 
-@kernel
 def nothing(values):
     values[0] = 7
 
 
-@kernel
 def upward(values, step):
     total = 0
     for i in range(0, values.shape[0], step):
         total += values[i]
     return total
+
+
+@pytest.fixture(params=["compiled", "python"])
+def mode(request, monkeypatch) -> str:
+    """The functions above as kernels, whichever way this run has them."""
+    monkeypatch.setattr(config, "DISABLE_JIT", int(request.param == "python"))
+    for function in (weigh, first, nothing, upward):
+        monkeypatch.setattr(sys.modules[HERE], function.__name__, kernel(function))
+    return request.param
 
 
 def prepared(by=0.5, start=3):
@@ -50,7 +57,7 @@ def prepared(by=0.5, start=3):
     return arguments, Native(HERE, "weigh", threaded=True).prepare(*arguments)
 
 
-def test_a_call_passes_arrays_tuples_and_numbers() -> None:
+def test_a_call_passes_arrays_tuples_and_numbers(mode: str) -> None:
     ((_, (sums, counts)), _, _, _), call = prepared()
     for ith in range(2):
         call.function(call.address, ith, 2)
@@ -59,7 +66,7 @@ def test_a_call_passes_arrays_tuples_and_numbers() -> None:
     np.testing.assert_array_equal(counts, 5)
 
 
-def test_what_changes_is_taken_over() -> None:
+def test_what_changes_is_taken_over(mode: str) -> None:
     ((values, (sums, counts)), _, _, _), call = prepared()
     call.function(call.address, 0, 2)
     other = np.zeros(2, np.float32)
@@ -70,7 +77,7 @@ def test_what_changes_is_taken_over() -> None:
     assert counts.tolist() == [5, 10**12 + 2]
 
 
-def test_another_kind_is_refused() -> None:
+def test_another_kind_is_refused(mode: str) -> None:
     ((values, (sums, counts)), table, by, start), call = prepared()
     with pytest.raises(UsageError, match="another kind"):
         call.update((values.astype(np.float64), (sums, counts)), table, by, start)
@@ -81,28 +88,29 @@ def test_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
-def test_one_native_serves_every_kind(dtype) -> None:
+def test_one_native_serves_every_kind(dtype, mode: str) -> None:
     native = Native(HERE, "first")
     assert native(np.array([3, 4], dtype)) == 3.0
     assert native(np.array([-2.5, 1])) == -2.5
 
 
-def test_a_kernel_that_returns_nothing() -> None:
+def test_a_kernel_that_returns_nothing(mode: str) -> None:
     values = np.zeros(1)
     assert Native(HERE, "nothing")(values) == 0.0
     assert values[0] == 7
 
 
-def test_an_error_in_compiled_code_is_told() -> None:
+def test_an_error_in_a_kernel_is_told(mode: str) -> None:
     native = Native(HERE, "upward")
     assert native(np.arange(5), 2) == 6
-    with pytest.raises(ValueError if WITHOUT_JIT else EdgeLLMError):
+    with pytest.raises(EdgeLLMError if mode == "compiled" else ValueError):
         native(np.arange(5), 0)
 
 
-def test_a_numba_that_keeps_its_code_to_itself_is_called_through(monkeypatch) -> None:
+def test_a_numba_that_keeps_its_code_to_itself_is_called_through(mode: str, monkeypatch) -> None:
     monkeypatch.setattr(native_object, "payload_of", lambda *_: (_ for _ in ()).throw(native_object.Unresolved("x")))
     ((_, (sums, _)), _, _, _), call = prepared(by=np.float32(0.25))
+    assert not call.native
     assert call.function(call.address, 0, 2) == 0
     assert call.result == sums[0] == 1.25
 
