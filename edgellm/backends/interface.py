@@ -169,7 +169,13 @@ class Runner(Protocol):
 
 
 class ChoosingRunner(Runner, Protocol):
-    """A runner that can choose tokens where the logits are: an engine then asks it to wherever `Choice` can say how."""
+    """A runner that can choose tokens where the logits are: an engine then asks it to wherever `Choice` can say how.
+
+    Attributes:
+        draws: whether it takes choices with a temperature, too, or the largest logit alone.
+    """
+
+    draws: bool
 
     def choose(self, cache: Cache, batch: Batch, stopped: Stopped | None = None) -> Chosen:
         """One step of a program that gives logits, as `run`, by `batch.choices`. Raises as `run`."""

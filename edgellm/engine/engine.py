@@ -51,7 +51,8 @@ class Engine:
         self.cache: Cache | None = cache
         self.geometry = cache.geometry
         self._choose = getattr(runner, "choose", None)
-        self._scheduler = Scheduler(cache, num_slots, chooses=self._choose is not None)
+        chooses = self._choose is not None
+        self._scheduler = Scheduler(cache, num_slots, chooses=chooses, draws=chooses and runner.draws)
         self._changed = threading.Condition()
         self._driver: int | None = None
         self._closed = False

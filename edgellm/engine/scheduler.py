@@ -47,11 +47,12 @@ class Scheduler:
         cache: its geometry says how many tokens fit.
         num_slots: of the cache.
         chooses: whether the runner can choose tokens.
+        draws: whether it can where they are drawn, with a temperature.
     """
 
-    def __init__(self, cache: Cache, num_slots: int, *, chooses: bool = False) -> None:
+    def __init__(self, cache: Cache, num_slots: int, *, chooses: bool = False, draws: bool = True) -> None:
         self.cache: Cache | None = cache
-        self._chooses = chooses
+        self._chooses, self._draws = chooses, draws
         self.geometry = cache.geometry
         self.slots = [Slot(SlotState(index)) for index in range(num_slots)]
         self.waiting: deque[Sequence] = deque()
@@ -80,7 +81,7 @@ class Scheduler:
         if not parts:
             return None
         wanted = [(s.slot.state, s.todo[:n], "last" if n == len(s.todo) else "none") for s, n in parts]
-        choices = tuple(s.choice() for s, n in parts if n == len(s.todo)) if self._chooses else ()
+        choices = tuple(s.choice(self._draws) for s, n in parts if n == len(s.todo)) if self._chooses else ()
         exact = any(s.request.params.all_logits for s, _ in parts)
         batch = Batch.of(wanted, exact=exact, choices=choices if any(choices) else ())
         return Step(batch, tuple(parts))

@@ -115,9 +115,10 @@ class Sequence:
         self.todo = self.request.prompt[cached:]
         self._admitted = time.perf_counter()
 
-    def choice(self) -> Choice | None:
-        """How a backend may choose the next token; None where it cannot be told, for this sequence always."""
-        first = self._choice
+    def choice(self, draws: bool = True) -> Choice | None:
+        """How a backend may choose the next token; None where it cannot be told, for this sequence always, or may not
+        draw."""
+        first = self._choice if draws or self.request.params.temperature == 0 else None
         if first is None or not first.temperature:
             return first
         return Choice(first.vocab_size, first.temperature, first.top_k, first.top_p, first.seed, len(self.tokens))

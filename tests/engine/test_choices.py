@@ -31,6 +31,8 @@ def twin(logits: np.ndarray, choice: Choice) -> int:
 class ChoosingRunner(FakeRunner):
     """The fake, which chooses tokens too. `rows` has how many rows of every step it chose for, and gave logits of."""
 
+    draws = True
+
     def __init__(self, **options) -> None:
         super().__init__(**options)
         self.rows: list[tuple[int, int]] = []
@@ -122,3 +124,14 @@ def test_logits_that_are_not_finite_end_their_sequence_alone():
     engine.runner.poison = None
     assert good.drain().tokens == greedy_ids(PROMPTS[0], 9)
     assert tokens_of(engine, PROMPTS[1:2]) == [greedy_ids(PROMPTS[1], 8)]
+
+
+def test_a_runner_that_does_not_draw_is_asked_for_the_largest_alone() -> None:
+    runner = ChoosingRunner()
+    runner.draws = False
+    engine = Engine(runner, runner.new_cache(geometry_of(), 1), 1)
+    tokens_of(engine, [[1, 2]], max_tokens=3, temperature=0.0)
+    assert runner.rows == [(1, 0)] * len(runner.rows) != []
+    runner.rows.clear()
+    tokens_of(engine, [[1, 2]], max_tokens=3, temperature=1.0, seed=1)
+    assert runner.rows == []

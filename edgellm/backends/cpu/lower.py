@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.backends.cpu.choosing import PARTS, part_size
 from edgellm.backends.cpu.layout import LinearKind, round_up
 from edgellm.backends.cpu.linear_tiles import scratch_sizes
 from edgellm.backends.cpu.optable import ACTIVATIONS, LOGITS, OP_DTYPE, TOKENS, Kind
@@ -39,6 +40,7 @@ class Lowered:
         table: records of `OP_DTYPE`.
         offsets: element of `act` where each buffer begins, by name.
         act_floats: elements of `act`.
+        best: element of `act` where the largest logits of a row's parts begin, see `best.py`.
         quads, xs: elements of the scratch for quantized activations.
         permutations: int32, those of all weights one behind the other, at least one element.
         ropes: the distinct rotations; rows name them by index.
@@ -47,6 +49,7 @@ class Lowered:
     table: np.ndarray
     offsets: dict[str, int]
     act_floats: int
+    best: int
     quads: int
     xs: int
     permutations: np.ndarray
@@ -91,7 +94,7 @@ class _Lowering:
         self.known: dict[bytes, int] = {}
         self.scratch = [1, 1]
         self.widths = {**program.buffers, PICKED: program.config.hidden_size}
-        self.offsets, self.act_floats = {}, 0
+        self.offsets, self.act_floats, self.best = {}, 0, 0
         for name, width in self.widths.items():
             self.offsets[name] = self.act_floats
             self.act_floats += round_up(width * max_tokens, _ALIGNED_FLOATS)
@@ -105,6 +108,7 @@ class _Lowering:
             self._table(),
             self.offsets,
             self.act_floats,
+            self.best,
             *self.scratch,
             permutations.astype(np.int32),
             tuple(self.ropes),
@@ -260,6 +264,11 @@ class _Lowering:
         if cap or multiplier != 1.0:
             fields = {"source": 0, "source_stride": vocab, "width": vocab, "multiplier": multiplier, "cap": cap}
             self._row(Kind.SOFTCAP, op, ("logits",), ("logits",), **fields, over=LOGITS)
+        self.best = self.act_floats
+        self.act_floats += PARTS * self.max_tokens
+        self._row(
+            Kind.BEST, op, ("logits",), ("best",), other=self.best, width=vocab, group=part_size(vocab), over=LOGITS
+        )
 
 
 def _second_half(weight: PackedLinear) -> dict[str, Any]:

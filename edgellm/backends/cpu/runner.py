@@ -15,6 +15,7 @@ import numpy as np
 from edgellm.backends.cpu.arena import aligned_zeros
 from edgellm.backends.cpu.attention_plan import kinds_of
 from edgellm.backends.cpu.cache import CpuCache
+from edgellm.backends.cpu.choosing import PARTS, best_tokens
 from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.cpu.linear_tiles import STAGE
 from edgellm.backends.cpu.lower import Lowered, lower
@@ -24,7 +25,7 @@ from edgellm.backends.cpu.profile import RowTime, Stopwatch, row_times, work_of
 from edgellm.backends.cpu.scratch import attention_scratch, partial_width, store_scratch
 from edgellm.backends.cpu.step import StepArrays
 from edgellm.backends.cpu.team import Team
-from edgellm.backends.interface import Batch, StepStopped, Stopped, Trace
+from edgellm.backends.interface import Batch, Chosen, StepStopped, Stopped, Trace
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.errors import EngineClosed, UsageError
 from edgellm.model.program import Program
@@ -54,6 +55,9 @@ class CpuRunner:
         two_planes_up_to: steps of up to so many tokens give activations 16 bits, in two planes.
         precision: what `describe` says of it beside the lm_head.
     """
+
+    #: See `interface.ChoosingRunner`: drawing is left to the engine.
+    draws = False
 
     def __init__(
         self,
@@ -145,6 +149,19 @@ class CpuRunner:
             self._walk(call, (int(first), int(last)))
             trace(index, self._buffers(self._space.act, len(batch.token_ids)) | {"logits": logits})
         return logits
+
+    def choose(self, cache: CpuCache, batch: Batch, stopped: Stopped | None = None) -> Chosen:
+        """One step that gives tokens where `batch.choices` says how; see `interface.ChoosingRunner`."""
+        logits = self.run(cache, batch, stopped=stopped)
+        begin = self._lowered.best
+        best = self._space.act[begin : begin + len(logits) * PARTS].reshape(-1, PARTS)
+        limit = next(choice.vocab_size for choice in batch.choices if choice is not None)
+        tokens = best_tokens(best, logits, limit)
+        others = [choice is None for choice in batch.choices]
+        if not any(others):
+            return Chosen(tokens, logits[:0])
+        tokens[others] = -1
+        return Chosen(tokens, logits[others])
 
     def profile(self, cache: CpuCache, batch: Batch) -> list[RowTime]:
         """One step, as `run` does it, and what each row of the op table took.

@@ -62,25 +62,26 @@ class StepArrays:
         #: Where the next token of a lone sequence finds all but a few numbers as they are, see `_goes_on`.
         self._geometry: CacheGeometry | None = None
         self._slot = self._end = self._most = self._last_run = 0
-        self._exact = False
+        self._wanted = (False, 0)
 
     def fill(self, geometry: CacheGeometry, batch: Batch) -> tuple[np.ndarray, ...]:
         """Put a step into the arrays; the same tuple as before unless one of them had to be made anew."""
         state, lone = batch.states[0], len(batch.token_ids) == 1 == len(batch.logits_rows)
-        if lone and geometry is self._geometry and self._goes_on(state, batch.exact):
+        wanted = (batch.exact, next((c.vocab_size for c in batch.choices if c is not None), 0))
+        if lone and geometry is self._geometry and self._goes_on(state, wanted):
             self._advance(int(batch.token_ids[0]))
             return self._arrays
-        arrays = self._plan(geometry, batch)
+        arrays = self._plan(geometry, batch, wanted)
         steady = lone and not state.evicted and windows_of(geometry) == (None,)
         self._geometry = geometry if steady else None
-        self._slot, self._end, self._exact = state.slot, state.end + 1, batch.exact
+        self._slot, self._end, self._wanted = state.slot, state.end + 1, wanted
         self._most = round_up(self._end, span_of(geometry, 0))
         return arrays
 
-    def _goes_on(self, state: SlotState, exact: bool) -> bool:
+    def _goes_on(self, state: SlotState, wanted: tuple[bool, int]) -> bool:
         """Whether this is the step before with a token more, in the piece of the context that its last run ends in."""
-        here = (state.slot, state.end, state.evicted, exact)
-        return here == (self._slot, self._end, 0, self._exact) and state.end < self._most
+        here = (state.slot, state.end, state.evicted, wanted)
+        return here == (self._slot, self._end, 0, self._wanted) and state.end < self._most
 
     def _advance(self, token_id: int) -> None:
         """What `_plan` does for that token: a decode step waits for it, and for NumPy at every small array."""
@@ -95,12 +96,12 @@ class StepArrays:
             arrays[_COS][begin:end], arrays[_SIN][begin:end] = cos[row], sin[row]
             begin = end
 
-    def _plan(self, geometry: CacheGeometry, batch: Batch) -> tuple[np.ndarray, ...]:
+    def _plan(self, geometry: CacheGeometry, batch: Batch, wanted: tuple[bool, int]) -> tuple[np.ndarray, ...]:
         plan = plan_step(geometry, batch, self._groups)
         self.partials, self._last_run = plan.partials, len(plan.kinds[0].runs) - 1
         bounds, joined = _joined_kinds(plan.kinds)
         tables = _joined_tables([rope_tables(rope, plan) for rope in self._ropes])
-        counts = (len(batch.token_ids), len(batch.logits_rows), batch.exact)
+        counts = (len(batch.token_ids), len(batch.logits_rows), *wanted)
         values = (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, *tables)
         arrays = self._arrays
         if plan.tokens.shape[1] != arrays[_TOKENS].shape[1] or any(

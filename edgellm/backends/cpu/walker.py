@@ -14,6 +14,7 @@ from __future__ import annotations
 from edgellm.backends.cpu.activation import op_act_mul, op_add, op_softcap
 from edgellm.backends.cpu.attention import op_attention, op_attention_merge
 from edgellm.backends.cpu.barrier import barrier
+from edgellm.backends.cpu.best import op_best
 from edgellm.backends.cpu.cache_store import op_store_kv
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.linear_dense import op_linear_f16
@@ -35,13 +36,15 @@ REFINE_INT4, REFINE_INT2 = int(Kind.REFINE_INT4), int(Kind.REFINE_INT2)
 STORE_KV, ROPE = int(Kind.STORE_KV), int(Kind.ROPE)
 ATTEND_MERGE = int(Kind.ATTEND_MERGE)
 ACT_MUL, ADD, PICK_ROWS, PEAKS = int(Kind.ACT_MUL), int(Kind.ADD), int(Kind.PICK_ROWS), int(Kind.PEAKS)
+BEST = int(Kind.BEST)
 
 #: Elements of `shape`, the sizes that are the same for every op.
 HEADS, KV_HEADS, HEAD_DIM, WORK_STRIDE, WIDE_STRIDE = range(5)
 #: Columns of `ropes`, a row a rotation: of `RopeTables`, tables counted from the start of the joined arrays.
 HALF, BY_POSITION, BY_NUMBER, BY_TURN = range(4)
-#: Element of `counts` behind the counts of rows that `optable` names: `Batch.exact`.
-EXACT = 2
+#: Elements of `counts` behind the counts of rows that `optable` names: `Batch.exact`; the ids that the next token is
+#: chosen from, 0 where it is not.
+EXACT, LIMIT = 2, 3
 #: Columns of `bounds`, a row a kind of layer: where its runs, items and merges begin and end, and its tiles.
 FIRST_RUN, LAST_RUN, FIRST_ITEM, LAST_ITEM, FIRST_MERGE, LAST_MERGE, TILES = range(7)
 
@@ -215,6 +218,9 @@ def run_elements(model, space, step, op, count, ith, nth):
     elif kind == PEAKS:
         if step[0][EXACT] == 0 and count == 1:
             op_peaks(act, op["other"], logits, width, ith, nth)
+    elif kind == BEST:
+        if step[0][LIMIT] > 0:
+            op_best(act, op["other"], logits, width, op["group"], step[0][LIMIT], count, ith, nth)
     else:
         op_softcap(logits, 0, op["source_stride"], op["multiplier"], op["cap"], count, width, ith, nth)
 

@@ -48,6 +48,9 @@ class CudaRunner:
         precision: what `describe` says of it.
     """
 
+    #: See `interface.ChoosingRunner`.
+    draws = True
+
     def __init__(self, device: Device, stream: Stream, model: Model, precision: Mapping[str, Any]) -> None:
         self.program = model.program
         self.weight_nbytes = model.weights.nbytes

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.backends.cpu import packed_plan
 from edgellm.backends.cpu.backend import CpuBackend
 from edgellm.backends.cpu.halves import HALVED_FROM, REFINED, refined_bytes
 from edgellm.backends.cpu.layout import LinearKind
@@ -168,11 +169,15 @@ def test_what_is_not_a_number_ends_and_is_seen(bad: float) -> None:
     assert np.isnan(Head(gaussian(ROWS, 32), 4).run(x, exact=False)[1]).all()
 
 
-@pytest.mark.skipif(WITHOUT_JIT, reason="a vocabulary too large for plain Python")
 @pytest.mark.parametrize("tied", [True, False])
 @BITS
-def test_a_model_gives_the_same_token_and_says_what_it_reads(bits: int, tied: bool, tmp_path: Path) -> None:
+def test_a_model_gives_the_same_token_and_says_what_it_reads(
+    bits: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {**CONFIG, "tie_word_embeddings": tied}
+    if WITHOUT_JIT:  # a small one, of which all blocks get all their bits
+        config["vocab_size"] = 3 * F32_LANES + 1
+        monkeypatch.setattr(packed_plan, "HALVED_FROM", 1)
     folder = make_synthetic(
         config, tmp_path / "model", Storage("gptq", 4, 32, sym=True, desc_act=False), tokenizer=False
     )
@@ -198,12 +203,12 @@ def test_a_model_gives_the_same_token_and_says_what_it_reads(bits: int, tied: bo
     assert drawn.argmax() == exact.argmax()
     best = np.argsort(-exact)[:5]
     np.testing.assert_array_equal(drawn[best], exact[best])
-    assert 0 < (drawn == exact).mean() < 1
+    assert 0 < (drawn == exact).mean() < 1 + WITHOUT_JIT
     # the same codes of 4 bits; of 8 bits, to 119 or to 127, they differ by the errors of both, 0.7 % each
     assert np.linalg.norm(exact - all_bits) < (0.02 if bits == 8 else 1e-5) * np.linalg.norm(all_bits)
     assert np.linalg.norm(drawn - exact) < (0.2 if bits == 8 else 0.5) * np.linalg.norm(exact)
     work = {head: runner.describe()["work"]["weight_bytes"] for head, runner in runners.items()}
-    assert work[halved] < 0.9 * work[whole]
+    assert WITHOUT_JIT or work[halved] < 0.9 * work[whole]
     for made in runners.values():
         made.close()
 

@@ -1,0 +1,62 @@
+"""The token with the largest logit, found part by part."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgellm.backends.cpu.best import op_best
+from edgellm.backends.cpu.choosing import PARTS, best_tokens, part_size
+from edgellm.backends.interface import Batch, Choice
+from edgellm.backends.slots import SlotState
+from tests.backends.cpu.test_model import load_cpu
+from tests.backends.running import geometry
+from tests.golden_models import GOLDEN_FOLDER
+
+
+def chosen(logits: np.ndarray, limit: int, nth: int = 1) -> list[int]:
+    rows, vocab = logits.shape
+    act = np.full(5 + rows * PARTS, 7.0, np.float32)
+    for ith in reversed(range(nth)):
+        op_best(act, 5, logits.reshape(-1), vocab, part_size(vocab), limit, rows, ith, nth)
+    assert (act[:5] == 7.0).all()
+    return best_tokens(act[5:].reshape(rows, PARTS), logits, limit).tolist()
+
+
+@pytest.mark.parametrize("vocab", [1, 63, 64, 65, 1000, 2049])
+@pytest.mark.parametrize("nth", [1, 2, 3, 7])
+def test_the_largest_below_the_limit(vocab: int, nth: int) -> None:
+    logits = np.random.default_rng(vocab).standard_normal((3, vocab)).astype(np.float32)
+    for limit in sorted({1, (vocab + 1) // 2, vocab}):
+        assert chosen(logits, limit, nth) == logits[:, :limit].argmax(axis=1).tolist()
+
+
+def test_the_first_of_equal_ones() -> None:
+    logits = np.full((1, 300), -5.0, np.float32)
+    assert chosen(logits, 300) == [0]
+    logits[0, [71, 72, 290]] = 3.0
+    assert chosen(logits, 300) == [71]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 150, 299])
+def test_a_logit_that_is_not_finite_is_seen_beyond_the_limit_too(bad: float, at: int) -> None:
+    logits = np.random.default_rng(0).standard_normal((2, 300)).astype(np.float32)
+    logits[1, at] = bad
+    assert chosen(logits, 280) == [int(logits[0, :280].argmax()), -1]
+
+
+def test_a_runner_chooses_where_it_is_told_to_and_gives_logits_elsewhere() -> None:
+    runner = load_cpu(GOLDEN_FOLDER / "tinyllama")
+    vocab = runner.program.config.vocab_size
+    parts = [(SlotState(0), [3, 4, 5], "last"), (SlotState(1), [7], "last"), (SlotState(2), [9], "last")]
+    cache = runner.new_cache(geometry(runner, 16, 8), 3)
+    logits = runner.run(cache, Batch.of(parts))
+    greedy = Choice(vocab - 1)
+    every = runner.choose(cache, Batch.of(parts, choices=(greedy,) * 3))
+    assert every.tokens.tolist() == logits[:, : vocab - 1].argmax(axis=1).tolist()
+    assert every.logits.shape == (0, vocab)
+    some = runner.choose(cache, Batch.of(parts, choices=(greedy, None, greedy)))
+    assert some.tokens.tolist() == [every.tokens[0], -1, every.tokens[2]]
+    np.testing.assert_array_equal(some.logits, logits[1:2])
+    runner.close()
