@@ -40,7 +40,7 @@ class Lowered:
         table: records of `OP_DTYPE`.
         offsets: element of `act` where each buffer begins, by name.
         act_floats: elements of `act`.
-        best: element of `act` where the largest logits of a row's parts begin, see `best.py`.
+        tokens: element of `act` where the chosen tokens begin, see `best.py`.
         quads, xs: elements of the scratch for quantized activations.
         permutations: int32, those of all weights one behind the other, at least one element.
         ropes: the distinct rotations; rows name them by index.
@@ -49,7 +49,7 @@ class Lowered:
     table: np.ndarray
     offsets: dict[str, int]
     act_floats: int
-    best: int
+    tokens: int
     quads: int
     xs: int
     permutations: np.ndarray
@@ -94,7 +94,7 @@ class _Lowering:
         self.known: dict[bytes, int] = {}
         self.scratch = [1, 1]
         self.widths = {**program.buffers, PICKED: program.config.hidden_size}
-        self.offsets, self.act_floats, self.best = {}, 0, 0
+        self.offsets, self.act_floats, self.tokens = {}, 0, 0
         for name, width in self.widths.items():
             self.offsets[name] = self.act_floats
             self.act_floats += round_up(width * max_tokens, _ALIGNED_FLOATS)
@@ -108,7 +108,7 @@ class _Lowering:
             self._table(),
             self.offsets,
             self.act_floats,
-            self.best,
+            self.tokens,
             *self.scratch,
             permutations.astype(np.int32),
             tuple(self.ropes),
@@ -264,11 +264,11 @@ class _Lowering:
         if cap or multiplier != 1.0:
             fields = {"source": 0, "source_stride": vocab, "width": vocab, "multiplier": multiplier, "cap": cap}
             self._row(Kind.SOFTCAP, op, ("logits",), ("logits",), **fields, over=LOGITS)
-        self.best = self.act_floats
-        self.act_floats += PARTS * self.max_tokens
-        self._row(
-            Kind.BEST, op, ("logits",), ("best",), other=self.best, width=vocab, group=part_size(vocab), over=LOGITS
-        )
+        self.tokens = self.act_floats
+        self.act_floats += (PARTS + 1) * self.max_tokens
+        fields = {"other": self.tokens + self.max_tokens, "width": vocab, "group": part_size(vocab), "over": LOGITS}
+        self._row(Kind.BEST, op, ("logits",), ("best",), **fields)
+        self._row(Kind.TOKEN, op, ("logits", "best"), ("tokens",), **fields, out=self.tokens)
 
 
 def _second_half(weight: PackedLinear) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Kind(IntEnum):
     PEAKS = 20
     SOFTCAP = 21
     BEST = 22
+    TOKEN = 23
 
 
 #: Codes of the activations, by the names of model configs.
@@ -55,7 +56,7 @@ OP_DTYPE = np.dtype(
         ("program_op", np.int64),  # index in the program, for profiles and traces
         ("layer", np.int64),
         *LINEAR_FIELDS,
-        ("other", np.int64),  # the second buffer: up, v, y; of the lm_head, its peaks; of BEST, what it finds
+        ("other", np.int64),  # the second buffer: up, v, y; of the lm_head, its peaks; of BEST and TOKEN, the parts
         ("other_stride", np.int64),
         ("width", np.int64),
         ("code", np.int64),  # of the activation; of the embedding, its `LinearKind`

@@ -15,7 +15,6 @@ import numpy as np
 from edgellm.backends.cpu.arena import aligned_zeros
 from edgellm.backends.cpu.attention_plan import kinds_of
 from edgellm.backends.cpu.cache import CpuCache
-from edgellm.backends.cpu.choosing import PARTS, best_tokens
 from edgellm.backends.cpu.layout import round_up
 from edgellm.backends.cpu.linear_tiles import STAGE
 from edgellm.backends.cpu.lower import Lowered, lower
@@ -36,7 +35,7 @@ _LONG_STEP = 16
 _LONG_SECONDS = 0.05
 _NO_TIMES = np.zeros(0, np.int64)
 
-_NO_LOGITS = np.zeros(1, np.float32)
+_NO_LOGITS, _NO_ROWS = np.zeros(1, np.float32), np.zeros((0, 0), np.float32)
 _NO_BYTES = np.zeros(1, np.uint8)
 #: Which of the walker's arguments change from step to step, counted through its tuples.
 _LOGITS, _CACHE, _PLANES, _FIRST, _LAST, _TIMES = 5, 12, 27, 28, 29, 30
@@ -153,13 +152,11 @@ class CpuRunner:
     def choose(self, cache: CpuCache, batch: Batch, stopped: Stopped | None = None) -> Chosen:
         """One step that gives tokens where `batch.choices` says how; see `interface.ChoosingRunner`."""
         logits = self.run(cache, batch, stopped=stopped)
-        begin = self._lowered.best
-        best = self._space.act[begin : begin + len(logits) * PARTS].reshape(-1, PARTS)
-        limit = next(choice.vocab_size for choice in batch.choices if choice is not None)
-        tokens = best_tokens(best, logits, limit)
+        begin = self._lowered.tokens
+        tokens = self._space.act[begin : begin + len(logits)].astype(np.int64)
+        if None not in batch.choices:
+            return Chosen(tokens, _NO_ROWS)
         others = [choice is None for choice in batch.choices]
-        if not any(others):
-            return Chosen(tokens, logits[:0])
         tokens[others] = -1
         return Chosen(tokens, logits[others])
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from edgellm.backends.cpu.activation import op_act_mul, op_add, op_softcap
 from edgellm.backends.cpu.attention import op_attention, op_attention_merge
 from edgellm.backends.cpu.barrier import barrier
-from edgellm.backends.cpu.best import op_best
+from edgellm.backends.cpu.best import op_best, op_token
 from edgellm.backends.cpu.cache_store import op_store_kv
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.linear_dense import op_linear_f16
@@ -36,7 +36,7 @@ REFINE_INT4, REFINE_INT2 = int(Kind.REFINE_INT4), int(Kind.REFINE_INT2)
 STORE_KV, ROPE = int(Kind.STORE_KV), int(Kind.ROPE)
 ATTEND_MERGE = int(Kind.ATTEND_MERGE)
 ACT_MUL, ADD, PICK_ROWS, PEAKS = int(Kind.ACT_MUL), int(Kind.ADD), int(Kind.PICK_ROWS), int(Kind.PEAKS)
-BEST = int(Kind.BEST)
+BEST, TOKEN = int(Kind.BEST), int(Kind.TOKEN)
 
 #: Elements of `shape`, the sizes that are the same for every op.
 HEADS, KV_HEADS, HEAD_DIM, WORK_STRIDE, WIDE_STRIDE = range(5)
@@ -221,6 +221,9 @@ def run_elements(model, space, step, op, count, ith, nth):
     elif kind == BEST:
         if step[0][LIMIT] > 0:
             op_best(act, op["other"], logits, width, op["group"], step[0][LIMIT], count, ith, nth)
+    elif kind == TOKEN:
+        if step[0][LIMIT] > 0:
+            op_token(act, op["other"], out, logits, width, op["group"], step[0][LIMIT], count, ith, nth)
     else:
         op_softcap(logits, 0, op["source_stride"], op["multiplier"], op["cap"], count, width, ith, nth)
 
