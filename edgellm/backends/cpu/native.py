@@ -35,6 +35,8 @@ from edgellm.errors import EdgeLLMError, UsageError
 from edgellm.simd.settings import setting
 
 _PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+#: Kept in place of code that cannot be loaded here, so that it is not compiled again at each start to learn so.
+_REFUSED, _REFUSED_ADDRESS = b"refused", 0
 _log = logging.getLogger("edgellm")
 
 
@@ -79,21 +81,32 @@ class Native:
             return None
         digest = jit_digest.digest()
         key = f"native {self.module}.{self.name}({signature}) {digest}"
-        address = jit_cache.load(self.name, key, native_object.load)
+        ours = self.module.startswith("edgellm.")  # the digest knows no other sources
+        address = jit_cache.load(self.name, key, _address_of) if ours else None
         if address is None:
-            from edgellm.backends.cpu import native_build
-
-            try:
-                payload = native_build.build(self.kernel, arguments, threaded=self.threaded)
-                address = native_object.load(payload)
-            except (native_build.NotNative, native_object.Unresolved) as error:
-                _log.debug("%s is called through numba: %s", self.name, error)
-                return None
-            if jit_digest.current() == digest:  # else sources were edited since: this code is of other ones
+            payload, address = self._build(arguments)
+            if ours and jit_digest.current() == digest:  # else sources were edited since: this code is of other ones
                 jit_cache.save(self.name, key, payload)
+        if address == _REFUSED_ADDRESS:
+            return None
         function = _PROTOTYPE(address)
         function.errcheck = partial(_require_success, self.name)
         return function
+
+    def _build(self, arguments: tuple[Any, ...]) -> tuple[bytes, int]:
+        """What is to be kept, and the address: of a function, or of none where the kernel must be called itself."""
+        from edgellm.backends.cpu import native_build
+
+        try:
+            payload = native_build.build(self.kernel, arguments, threaded=self.threaded)
+            return payload, native_object.load(payload)
+        except (native_build.NotNative, native_object.Unresolved) as error:
+            _log.debug("%s is called through numba: %s", self.name, error)
+            return _REFUSED, _REFUSED_ADDRESS
+
+
+def _address_of(payload: bytes) -> int:
+    return _REFUSED_ADDRESS if payload == _REFUSED else native_object.load(payload)
 
 
 class Call:

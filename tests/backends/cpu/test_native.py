@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numba.core import config
 
-from edgellm.backends.cpu import native_object
+from edgellm.backends.cpu import jit_cache, native_build, native_object
 from edgellm.backends.cpu.jit import kernel
+from edgellm.backends.cpu.jit_folder import CacheFolders
 from edgellm.backends.cpu.native import Native
 from edgellm.errors import EdgeLLMError, UsageError
 
@@ -51,10 +52,10 @@ def mode(request, monkeypatch) -> str:
     return request.param
 
 
-def prepared(by=0.5, start=3):
+def prepared(by=0.5, start=3, module=HERE):
     values, sums, counts = np.arange(3, dtype=np.float32), np.zeros(2, np.float32), np.zeros(2, np.int64)
     arguments = ((values, (sums, counts)), np.arange(6, dtype=np.int64).reshape(2, 3), by, start)
-    return arguments, Native(HERE, "weigh", threaded=True).prepare(*arguments)
+    return arguments, Native(module, "weigh", threaded=True).prepare(*arguments)
 
 
 def test_a_call_passes_arrays_tuples_and_numbers(mode: str) -> None:
@@ -107,10 +108,17 @@ def test_an_error_in_a_kernel_is_told(mode: str) -> None:
         native(np.arange(5), 0)
 
 
-def test_a_numba_that_keeps_its_code_to_itself_is_called_through(mode: str, monkeypatch) -> None:
+def test_a_numba_that_keeps_its_code_to_itself_is_called_through(mode: str, tmp_path, monkeypatch) -> None:
+    folders = CacheFolders([tmp_path / "jit"])
+    monkeypatch.setattr(jit_cache, "folders", lambda: folders)
+    monkeypatch.setitem(sys.modules, "edgellm.made_up", sys.modules[HERE])  # only the package's own code is kept
     monkeypatch.setattr(native_object, "payload_of", lambda *_: (_ for _ in ()).throw(native_object.Unresolved("x")))
-    ((_, (sums, _)), _, _, _), call = prepared(by=np.float32(0.25))
+    ((_, (sums, _)), _, _, _), call = prepared(by=np.float32(0.25), module="edgellm.made_up")
     assert not call.native
+    built = []
+    monkeypatch.setattr(native_build, "build", lambda *_, **__: built.append(1))
+    assert not prepared(by=np.float32(0.25), module="edgellm.made_up")[1].native  # it is known now, and not tried again
+    assert built == []
     assert call.function(call.address, 0, 2) == 0
     assert call.result == sums[0] == 1.25
 
