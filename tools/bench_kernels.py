@@ -27,6 +27,7 @@ from edgellm.backends.cpu.linear_tiles import LINEAR_FIELDS, STAGE, scratch_size
 from edgellm.backends.cpu.measure import READ_BYTES, SUMS, multiply, multiply_floats, read
 from edgellm.backends.cpu.packing import plan_linear
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
+from edgellm.backends.cpu.work import share
 from edgellm.simd import F32_LANES, TARGET
 
 #: (rows, inputs) of each linear of a layer: qkv, o, gate_up, down.
@@ -43,10 +44,11 @@ DECODE = 4
 
 @kernel
 def linear(kind, out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
+    first, last = share(ith, nth, (op["rows"] + F32_LANES - 1) // F32_LANES)
     if kind == 2:
-        op_linear_int4(out, quads, xs, stage, weights, op, tokens, planes, ith, nth)
+        op_linear_int4(out, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
     elif kind == 1:
-        op_linear_int8(out, quads, xs, stage, weights, op, tokens, planes, ith, nth)
+        op_linear_int8(out, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
     else:
         op_linear_f16(out, xs, stage, weights, op, tokens, ith, nth)
 
@@ -94,9 +96,9 @@ class Case:
         linear(int(self.layout.kind), *arrays, self.ops[copy], self.tokens, self.planes, ith, self.nth)
 
     def read(self, ith: int, copy: int) -> None:
-        share = self.layout.nbytes // self.nth // 64 * 64
-        first = int(self.ops["weight"][copy]) + ith * share
-        read(self.arena.bytes, self.sink[ith], first, first + share)
+        size = self.layout.nbytes // self.nth // 64 * 64
+        first = int(self.ops["weight"][copy]) + ith * size
+        read(self.arena.bytes, self.sink[ith], first, first + size)
 
     def multiply(self, ith: int, copy: int) -> None:
         each = 2 * SUMS * F32_LANES * self.nth

@@ -23,8 +23,7 @@ from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
 from edgellm.backends.cpu.linear_columns import full_columns, round_line
 from edgellm.backends.cpu.linear_end import finish_tile
-from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST
-from edgellm.backends.cpu.work import share
+from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, WIDEST
 from edgellm.simd import (
     F32_LANES,
     bitcast_u8,
@@ -129,8 +128,7 @@ def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[...,
 
 def _make_sweep(width: int, bits: int) -> Callable[..., None]:
     """The kernel that takes a range of blocks through a range of tiles, all `width` columns wide."""
-    sums_once = _make_sums(width, bits, prefetch_once)
-    sums_often = _make_sums(width, bits, prefetch) if width == WIDEST else sums_once  # others are one tile
+    sums_of = _make_sums(width, bits, prefetch if width == WIDEST else prefetch_once)  # others are one tile
     zero_bytes = _LANES if bits == 4 else 2 * _LANES
 
     @kernel
@@ -155,7 +153,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
                     while g < groups:
                         count = min(stretch, groups - g)
                         piece_bytes = round_line(count * head_step) + round_line(count * group_bytes)
-                        sums_often(
+                        sums_of(
                             stage, stage_at, g, weights, begin + (block - band) * piece_bytes, zero_step, op["weight"],
                             quads, column, xs, groups, count, group
                         )  # fmt: skip
@@ -179,7 +177,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
                     for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # nobody else asks for them
                         prefetch_once(weights, next_lines + ahead)
                     at = stage_at + (block - first) * width * _LANES
-                    sums_once(
+                    sums_of(
                         stage, at, g, weights, piece, zero_step, op["weight"], quads, first_column, xs, groups, count,
                         group
                     )  # fmt: skip
@@ -195,13 +193,13 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
     return sweep
 
 
-def _make_blocks(bits: int) -> Callable[..., None]:
+def _make_op(bits: int) -> Callable[..., None]:
     """The kernel that takes a range of blocks through all tiles."""
     sweep_1, sweep_2, sweep_4 = (_make_sweep(width, bits) for width in (1, 2, 4))
     widest = _make_sweep(WIDEST, bits) if WIDEST > 4 else sweep_4
 
     @kernel
-    def blocks_of(out, quads, xs, stage, weights, op, tokens, planes, first, last, at):
+    def op_linear(out, quads, xs, stage, weights, op, tokens, planes, first, last, at):
         columns = tokens * planes
         full = full_columns(columns)
         if full > 0:
@@ -214,24 +212,12 @@ def _make_blocks(bits: int) -> Callable[..., None]:
         elif rest > 2:
             sweep_4(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
 
-    return blocks_of
-
-
-def _make_op(blocks_of: Callable[..., None]) -> Callable[..., None]:
-    @kernel
-    def op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
-        first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)
-        blocks_of(out, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
-
     return op_linear
 
 
-#: int2_blocks(out, quads, xs, stage, weights, op, tokens, planes, first, last, at): blocks first .. last - 1, by a
-#: thread whose part of `stage` begins at `at`; else as `op_linear_int2`.
-int2_blocks = _make_blocks(2)
-int4_blocks = _make_blocks(4)
-#: op_linear(out, quads, xs, stage, weights, op, tokens, planes, ith, nth), where `op` is a record with the fields of
-#: `LINEAR_FIELDS`: out float32; quads int32 and xs float32 as `op_quantize` left them; stage float32; weights uint8.
-op_linear_int2 = _make_op(int2_blocks)
-op_linear_int4 = _make_op(int4_blocks)
-op_linear_int8 = _make_op(_make_blocks(8))
+#: op_linear(out, quads, xs, stage, weights, op, tokens, planes, first, last, at): blocks first .. last - 1, by a thread
+#: whose part of `stage` begins at `at`. `op` is a record with the fields of `LINEAR_FIELDS`; out float32; quads int32
+#: and xs float32 as `op_quantize` left them; stage float32; weights uint8.
+op_linear_int2 = _make_op(2)
+op_linear_int4 = _make_op(4)
+op_linear_int8 = _make_op(8)

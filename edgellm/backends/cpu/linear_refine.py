@@ -28,7 +28,7 @@ import numpy as np
 from edgellm.backends.cpu.halves import REFINED
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import LinearKind
-from edgellm.backends.cpu.linear_int import int2_blocks, int4_blocks
+from edgellm.backends.cpu.linear_int import op_linear_int2, op_linear_int4
 from edgellm.backends.cpu.linear_tiles import STAGE
 from edgellm.backends.cpu.work import share
 from edgellm.simd import (
@@ -94,15 +94,15 @@ def _bound(act, at, blocks, wanted):
     return low
 
 
-def make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., None]:
-    """The op over linears of `blocks_of` that gives all bits to `wanted` blocks."""
+def make_refine(op_linear: Callable[..., None], wanted: int) -> Callable[..., None]:
+    """The op over linears of `op_linear` that gives all bits to `wanted` blocks."""
 
     @kernel
     def op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth):
         blocks = (op["rows"] + _LANES - 1) // _LANES
         if exact:
             first, last = share(ith, nth, blocks)
-            blocks_of(logits, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
+            op_linear(logits, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
             return
         at = op["other"]
         bound = _bound(act, at, blocks, wanted)
@@ -111,7 +111,7 @@ def make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., No
         for block in range(blocks):
             if act[at + block] >= bound:
                 if first <= number < last:
-                    blocks_of(logits, quads, xs, stage, weights, op, tokens, planes, block, block + 1, ith * STAGE)
+                    op_linear(logits, quads, xs, stage, weights, op, tokens, planes, block, block + 1, ith * STAGE)
                 number += 1
 
     return op_refine
@@ -120,5 +120,5 @@ def make_refine(blocks_of: Callable[..., None], wanted: int) -> Callable[..., No
 #: op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth) adds the products of low
 #: halves: of all blocks where `exact`, else, and then of one token, of those with the highest peaks, which are at
 #: act[op.other ...] as `op_peaks` left them. The rest as in `linear_int.py`.
-op_refine_int2 = make_refine(int2_blocks, REFINED[LinearKind.INT2])
-op_refine_int4 = make_refine(int4_blocks, REFINED[LinearKind.INT4])
+op_refine_int2 = make_refine(op_linear_int2, REFINED[LinearKind.INT2])
+op_refine_int4 = make_refine(op_linear_int4, REFINED[LinearKind.INT4])

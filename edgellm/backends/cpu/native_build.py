@@ -19,7 +19,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 
-from edgellm.backends.cpu import jit_progress, native_object
+from edgellm.backends.cpu import jit_progress, native_apart, native_object
 
 _WORD = ir.IntType(64)
 
@@ -39,7 +39,11 @@ def build(kernel: Any, arguments: tuple[Any, ...], *, threaded: bool) -> bytes:
         raise NotNative("no compiler in its dispatcher")
     kinds = tuple(map(_type_of, arguments))
     # as in Dispatcher.compile, whose events and cache these compilations must not touch
-    with global_compiler_lock, jit_progress.announced(kernel.py_func.__qualname__):
+    with (
+        global_compiler_lock,
+        jit_progress.announced(kernel.py_func.__qualname__),
+        native_apart.parts_compiled(kernel, kinds),
+    ):
         compiler = copy.copy(kernel._compiler)
         compiler.targetoptions = {**compiler.targetoptions, "no_cpython_wrapper": True}
         compiler._failed_cache = {}

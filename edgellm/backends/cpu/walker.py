@@ -21,12 +21,13 @@ from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_embed import op_embed
 from edgellm.backends.cpu.linear_int import op_linear_int2, op_linear_int4, op_linear_int8
 from edgellm.backends.cpu.linear_refine import op_peaks, op_refine_int2, op_refine_int4
+from edgellm.backends.cpu.linear_tiles import STAGE
 from edgellm.backends.cpu.norm import op_rms_norm
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
 from edgellm.backends.cpu.rope import op_rope
 from edgellm.backends.cpu.work import share
-from edgellm.simd import ticks
+from edgellm.simd import F32_LANES, ticks
 
 EMBED, RMS_NORM = int(Kind.EMBED), int(Kind.RMS_NORM)
 QUANTIZE, ARRANGE = int(Kind.QUANTIZE), int(Kind.ARRANGE)
@@ -66,18 +67,20 @@ def run_linear(model, space, step, op, count, planes, ith, nth):
     _, weights, permutations, _ = model
     act, logits, quads, xs, stage = space[0], space[1], space[2], space[3], space[4]
     kind = op["kind"]
+    first, last = share(ith, nth, (op["rows"] + F32_LANES - 1) // F32_LANES)
+    at = ith * STAGE
     if kind == QUANTIZE:
         op_quantize(quads, xs, act, stage, permutations, op, count, planes, ith, nth)
     elif kind == ARRANGE:
         op_arrange(xs, act, permutations, op, count, ith, nth)
     elif kind in (LINEAR_INT4, LOGITS_INT4):
         out = act if kind == LINEAR_INT4 else logits
-        op_linear_int4(out, quads, xs, stage, weights, op, count, planes, ith, nth)
+        op_linear_int4(out, quads, xs, stage, weights, op, count, planes, first, last, at)
     elif kind in (LINEAR_INT8, LOGITS_INT8):
         out = act if kind == LINEAR_INT8 else logits
-        op_linear_int8(out, quads, xs, stage, weights, op, count, planes, ith, nth)
+        op_linear_int8(out, quads, xs, stage, weights, op, count, planes, first, last, at)
     elif kind == LOGITS_INT2:
-        op_linear_int2(logits, quads, xs, stage, weights, op, count, planes, ith, nth)
+        op_linear_int2(logits, quads, xs, stage, weights, op, count, planes, first, last, at)
     elif kind in (REFINE_INT4, REFINE_INT2):
         exact = step[0][EXACT] != 0 or count != 1
         if kind == REFINE_INT4:
@@ -226,6 +229,16 @@ def run_elements(model, space, step, op, count, ith, nth):
             op_token(act, op["other"], out, logits, width, op["group"], step[0][LIMIT], count, ith, nth)
     else:
         op_softcap(logits, 0, op["source_stride"], op["multiplier"], op["cap"], count, width, ith, nth)
+
+
+#: How a first start divides the work of compiling (`native_apart.py`): what a helper does, what is done meanwhile, and
+#: what the parameters of those are called in the groups that `walk` takes.
+APART = ("op_refine_int4", "op_refine_int2", "op_linear_int8")
+MEANWHILE = ("run_attention", "run_elements", "op_linear_f16")
+MEMBERS = {
+    "model": ("table", "weights", "permutations", "shape"),
+    "space": ("act", "logits", "quads", "xs", "stage", "partials", "work", "wide"),
+}
 
 
 @kernel

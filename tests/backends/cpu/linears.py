@@ -12,6 +12,7 @@ from edgellm.backends.cpu.linear_int import op_linear_int4, op_linear_int8
 from edgellm.backends.cpu.linear_tiles import LINEAR_FIELDS, STAGE, scratch_sizes
 from edgellm.backends.cpu.packing import layout_of, pack_linear, plan_linear, unpack_linear
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
+from edgellm.backends.cpu.work import share
 from edgellm.formats import QuantizedTensor
 
 
@@ -128,12 +129,13 @@ class Linear:
             else:
                 op_quantize(quads, xs, act, stage, self.permutations, op, tokens, planes, ith, nth)
         for ith in reversed(range(nth)):
+            blocks = (*share(ith, nth, self.layout.blocks), ith * STAGE)
             if self.layout.kind == LinearKind.F16:
                 op_linear_f16(shared[0], xs, stage, self.arena.bytes, op, tokens, ith, nth)
             elif self.layout.kind == LinearKind.INT8:
-                op_linear_int8(*shared, planes, ith, nth)
+                op_linear_int8(*shared, planes, *blocks)
             else:
-                op_linear_int4(*shared, planes, ith, nth)
+                op_linear_int4(*shared, planes, *blocks)
         assert (out[:, rows:] == 7.0).all(), "written behind the rows"
         return out[:, :rows].copy()
 

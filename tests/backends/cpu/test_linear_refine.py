@@ -12,12 +12,13 @@ from edgellm.backends.cpu import packed_plan
 from edgellm.backends.cpu.backend import CpuBackend
 from edgellm.backends.cpu.halves import HALVED_FROM, REFINED, refined_bytes
 from edgellm.backends.cpu.layout import LinearKind
-from edgellm.backends.cpu.linear_int import int2_blocks, int4_blocks, op_linear_int2, op_linear_int4
+from edgellm.backends.cpu.linear_int import op_linear_int2, op_linear_int4
 from edgellm.backends.cpu.linear_refine import make_refine, op_peaks
 from edgellm.backends.cpu.linear_tiles import STAGE, scratch_sizes
 from edgellm.backends.cpu.optable import OP_DTYPE
 from edgellm.backends.cpu.packing import plan_linear, unpack_linear
 from edgellm.backends.cpu.quantize import op_quantize
+from edgellm.backends.cpu.work import share
 from edgellm.backends.interface import Batch
 from edgellm.backends.slots import SlotState
 from edgellm.model import fuse, open_model
@@ -30,7 +31,7 @@ from tools.make_synthetic import Storage, make_synthetic
 #: Blocks that are to get all their bits here, and more rows than that.
 WANTED = 8
 ROWS = 30 * F32_LANES - 3
-REFINES = {LinearKind.INT4: make_refine(int4_blocks, WANTED), LinearKind.INT2: make_refine(int2_blocks, WANTED)}
+REFINES = {LinearKind.INT4: make_refine(op_linear_int4, WANTED), LinearKind.INT2: make_refine(op_linear_int2, WANTED)}
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -81,7 +82,8 @@ class Head:
         for ith in range(nth):
             op_quantize(quads, xs, act, stage, linear.permutations, first, tokens, planes, ith, nth)
         for ith in reversed(range(nth)):
-            self.op_linear(logits, quads, xs, stage, linear.arena.bytes, first, tokens, planes, ith, nth)
+            blocks = (*share(ith, nth, layout.blocks), ith * STAGE)
+            self.op_linear(logits, quads, xs, stage, linear.arena.bytes, first, tokens, planes, *blocks)
         coarse = logits.copy()
         if not exact:
             for ith in reversed(range(nth)):
