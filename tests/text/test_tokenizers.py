@@ -51,7 +51,8 @@ def test_round_trip(byte_level, llama, spm, text):
     import unicodedata
 
     assert byte_level.decode(byte_level.encode(text)) == unicodedata.normalize("NFC", text)
-    if "▁" not in text:
+    # a text that spells an added token is that token where the library reads it, and special ones are left out below
+    if "▁" not in text and not any(token in text for token in llama.special_tokens):
         assert llama.decode(llama.encode(text), skip_special_tokens=True) == text
         assert spm.decode(spm.encode(text), skip_special_tokens=True) == text
 

@@ -20,14 +20,20 @@ when whole.
     bytes 16-47  SHA-256 of the rest
     then         length of the key (4 bytes, little-endian), the key in UTF-8, the payload
 
-Three names that numba keeps private are used: a dispatcher's `_cache`, `CompileResult._reduce` and `_rebuild` (tried
-with numba 0.68). Where one is missing, kernels run uncached.
+Kernels of several processes meet here, where a first start was interrupted or had a helper. numba tells the closures of
+one factory apart by a number alone, in the order in which a process compiles them, so the same symbol could stand for
+one kernel in one entry and for another in the next, and LLVM would take either for both. So each process numbers from a
+start of its own.
+
+Four names that numba keeps private are used: a dispatcher's `_cache`, `CompileResult._reduce` and `_rebuild`, and
+`FunctionIdentity._unique_ids` (tried with numba 0.68). Where one is missing, kernels run uncached.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import pickle
@@ -54,11 +60,27 @@ _log = logging.getLogger("edgellm")
 
 def attach(dispatcher: Any) -> None:
     """Let a dispatcher of numba keep its code in this cache."""
-    if not hasattr(dispatcher, "_cache"):
+    if not hasattr(dispatcher, "_cache") or not _number_apart():
         _log.debug("this numba has no place for a cache: %s stays uncached", dispatcher)
         return
     jit_digest.digest()  # now, while the sources are those that were imported
     dispatcher._cache = KernelCache(dispatcher)
+
+
+@lru_cache(maxsize=1)
+def _number_apart() -> bool:
+    """Let this process give functions other numbers than any other one; whether numba lets that be done."""
+    from numba.core.bytecode import FunctionIdentity
+
+    def start() -> None:
+        FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(5), "little") << 20)
+
+    if not hasattr(FunctionIdentity, "_unique_ids"):
+        return False
+    start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=start)
+    return True
 
 
 @lru_cache(maxsize=1)

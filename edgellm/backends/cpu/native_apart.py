@@ -21,7 +21,6 @@ from typing import Any
 from numba.core import types
 
 from edgellm.backends.cpu import jit_cache
-from edgellm.backends.cpu.cores import detect
 
 #: A helper that takes longer than this hangs.
 _SECONDS = 300
@@ -57,6 +56,8 @@ def compile_parts() -> None:
 
 
 def _worth_it() -> bool:
+    from edgellm.backends.cpu.cores import detect
+
     frozen = getattr(sys, "frozen", False) or not sys.executable
     return not frozen and len(detect().processors) > 1 and jit_cache.folders().writable() is not None
 

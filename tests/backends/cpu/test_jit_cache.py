@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import compileall
+import itertools
+import os
 import shutil
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -131,3 +135,28 @@ def test_without_source_files(tree):
 def test_without_the_jit_kernels_are_plain_functions(tree):
     found = tree.run(NUMBA_DISABLE_JIT="1")
     assert (found["answer"], found["compiled"], found["loaded"]) == (ANSWER, 0, 0)
+
+
+NUMBERS = """
+import os
+import edgellm.backends.cpu.jit_cache as cache
+assert cache._number_apart()
+from numba.core.bytecode import FunctionIdentity
+here = next(FunctionIdentity._unique_ids)
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(write, str(next(FunctionIdentity._unique_ids)).encode())
+    os._exit(0)
+os.waitpid(child, 0)
+print(here, os.read(read, 100).decode())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_functions_of_two_processes_never_have_the_same_number() -> None:
+    """Closures of one factory differ in it alone, and entries of several processes are linked with each other."""
+    shown = [subprocess.run([sys.executable, "-c", NUMBERS], capture_output=True, text=True, check=True) for _ in "ab"]
+    numbers = sorted(int(number) for run in shown for number in run.stdout.split())
+    assert len(numbers) == 4
+    assert min(later - number for number, later in itertools.pairwise(numbers)) >= 1 << 20
