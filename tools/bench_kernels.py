@@ -50,7 +50,7 @@ def linear(kind, out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
     elif kind == 1:
         op_linear_int8(out, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
     else:
-        op_linear_f16(out, xs, stage, weights, op, tokens, ith, nth)
+        op_linear_f16(out, xs, stage, weights, op, tokens, first, last, ith * STAGE)
 
 
 class Case:

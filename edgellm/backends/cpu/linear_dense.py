@@ -15,8 +15,7 @@ from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT
 from edgellm.backends.cpu.linear_columns import full_columns
 from edgellm.backends.cpu.linear_end import finish_tile
-from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, STAGE, WIDEST
-from edgellm.backends.cpu.work import share
+from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, WIDEST
 from edgellm.simd import (
     F32_LANES,
     broadcast_f32,
@@ -81,10 +80,9 @@ _widest = _make_sweep(WIDEST) if WIDEST > 4 else _sweep_4
 
 
 @kernel
-def op_linear_f16(out, xs, stage, weights, op, tokens, ith, nth):
+def op_linear_f16(out, xs, stage, weights, op, tokens, first, last, at):
     """A linear of float16 weights; arguments as in `linear_int.py`, xs as `op_arrange` left them."""
-    first, last = share(ith, nth, (op["rows"] + _LANES - 1) // _LANES)
-    full, at = full_columns(tokens), ith * STAGE
+    full = full_columns(tokens)
     if full > 0:
         _widest(out, xs, stage, weights, op, tokens, 0, full, first, last, at)
     rest = tokens - full

@@ -139,12 +139,19 @@ def _to_float16(out, line, columns, inputs, inverse):
 
 
 @kernel
+def _largest(columns, start, group):
+    """The largest magnitude of each row's group."""
+    most = zero_f32()
+    for i in range(start, start + group * _LANES, _LANES):
+        most = maximum(abs(load_f32(columns, i)), most)
+    return most
+
+
+@kernel
 def _to_int8(out, scales, line, columns, inputs, group, factor):
     all_most = zero_f32()
     for start in range(_COLUMNS, _COLUMNS + inputs * _LANES, group * _LANES):
-        most = zero_f32()
-        for i in range(start, start + group * _LANES, _LANES):
-            most = maximum(abs(load_f32(columns, i)), most)
+        most = _largest(columns, start, group)
         all_most = maximum(most, all_most)
         inverse = _put_scale(out, scales, most * splat_f32(np.float32(1.0) / (np.float32(127.0) * factor)), factor)
         scales += 2 * _LANES
@@ -163,9 +170,7 @@ def _to_int8(out, scales, line, columns, inputs, group, factor):
 def _to_halves(out, scales, line, half, columns, inputs, group, factor):
     all_most = zero_f32()
     for start in range(_COLUMNS, _COLUMNS + inputs * _LANES, group * _LANES):
-        most = zero_f32()
-        for i in range(start, start + group * _LANES, _LANES):
-            most = maximum(abs(load_f32(columns, i)), most)
+        most = _largest(columns, start, group)
         all_most = maximum(most, all_most)
         top = np.float32(1.0) / (np.float32(_HALVES_TOP) * factor)
         inverse = _put_scale(out, scales + half, most * splat_f32(top), factor)

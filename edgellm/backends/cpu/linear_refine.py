@@ -74,14 +74,13 @@ def _count(act, at, padded, bound):
 
 
 @kernel
-def _bound(act, at, blocks, wanted):
+def _bound(act, at, blocks, padded, wanted):
     """A bound that `wanted` peaks or an eighth more reach; more where some are equal, none where they are NaN."""
     highest, lowest = load_f32(act, at), load_f32(act, at)
     for i in range(0, blocks - blocks % _LANES, _LANES):
         peaks = load_f32(act, at + i)
         highest, lowest = maximum(peaks, highest), minimum(peaks, lowest)
     low, high = -reduce_max(-lowest), reduce_max(highest)
-    padded = (blocks + _LANES - 1) // _LANES * _LANES
     for _ in range(_HALVINGS):
         middle = low + (high - low) * np.float32(0.5)
         count = _count(act, at, padded, middle)
@@ -98,27 +97,23 @@ def make_refine(op_linear: Callable[..., None], wanted: int) -> Callable[..., No
     """The op over linears of `op_linear` that gives all bits to `wanted` blocks."""
 
     @kernel
-    def op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth):
-        blocks = (op["rows"] + _LANES - 1) // _LANES
-        if exact:
-            first, last = share(ith, nth, blocks)
-            op_linear(logits, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
-            return
-        at = op["other"]
-        bound = _bound(act, at, blocks, wanted)
-        first, last = share(ith, nth, _count(act, at, (blocks + _LANES - 1) // _LANES * _LANES, bound))
+    def op_refine(logits, quads, xs, stage, weights, act, op, planes, ith, nth):
+        at, blocks = op["other"], (op["rows"] + _LANES - 1) // _LANES
+        padded = (blocks + _LANES - 1) // _LANES * _LANES
+        bound = _bound(act, at, blocks, padded, wanted)
+        first, last = share(ith, nth, _count(act, at, padded, bound))
         number = 0
         for block in range(blocks):
             if act[at + block] >= bound:
                 if first <= number < last:
-                    op_linear(logits, quads, xs, stage, weights, op, tokens, planes, block, block + 1, ith * STAGE)
+                    op_linear(logits, quads, xs, stage, weights, op, 1, planes, block, block + 1, ith * STAGE)
                 number += 1
 
     return op_refine
 
 
-#: op_refine(logits, quads, xs, stage, weights, act, op, tokens, planes, exact, ith, nth) adds the products of low
-#: halves: of all blocks where `exact`, else, and then of one token, of those with the highest peaks, which are at
-#: act[op.other ...] as `op_peaks` left them. The rest as in `linear_int.py`.
+#: op_refine(logits, quads, xs, stage, weights, act, op, planes, ith, nth) adds one token's products of the low halves
+#: of the blocks with the highest peaks, which are at act[op.other ...] as `op_peaks` left them. The rest as in
+#: `linear_int.py`, whose op adds those of all blocks.
 op_refine_int2 = make_refine(op_linear_int2, REFINED[LinearKind.INT2])
 op_refine_int4 = make_refine(op_linear_int4, REFINED[LinearKind.INT4])

@@ -21,6 +21,7 @@ from typing import Any
 from numba.core import types
 
 from edgellm.backends.cpu import jit_cache
+from edgellm.backends.cpu.cores import detect
 
 #: A helper that takes longer than this hangs.
 _SECONDS = 300
@@ -56,8 +57,6 @@ def compile_parts() -> None:
 
 
 def _worth_it() -> bool:
-    from edgellm.backends.cpu.cores import detect
-
     frozen = getattr(sys, "frozen", False) or not sys.executable
     return not frozen and len(detect().processors) > 1 and jit_cache.folders().writable() is not None
 
@@ -84,7 +83,7 @@ def _known(kernel: Any, kinds: Sequence[Any], members: Mapping[str, Sequence[str
     known = dict(zip(inspect.signature(kernel.py_func).parameters, kinds, strict=False))
     for group, names in members.items():
         known |= dict(zip(names, known[group].types, strict=True))
-    return known | {"op": known["table"].dtype, "out": known["act"], "exact": types.boolean}
+    return known | {"op": known["table"].dtype, "out": known["act"]}
 
 
 def _kinds_of(part: Any, known: Mapping[str, Any]) -> tuple[Any, ...]:

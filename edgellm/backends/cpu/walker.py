@@ -31,7 +31,7 @@ from edgellm.simd import F32_LANES, ticks
 
 EMBED, RMS_NORM = int(Kind.EMBED), int(Kind.RMS_NORM)
 QUANTIZE, ARRANGE = int(Kind.QUANTIZE), int(Kind.ARRANGE)
-LINEAR_F16, LINEAR_INT8, LINEAR_INT4 = int(Kind.LINEAR_F16), int(Kind.LINEAR_INT8), int(Kind.LINEAR_INT4)
+LINEAR_INT8, LINEAR_INT4 = int(Kind.LINEAR_INT8), int(Kind.LINEAR_INT4)
 LOGITS_INT8, LOGITS_INT4, LOGITS_INT2 = int(Kind.LOGITS_INT8), int(Kind.LOGITS_INT4), int(Kind.LOGITS_INT2)
 REFINE_INT4, REFINE_INT2 = int(Kind.REFINE_INT4), int(Kind.REFINE_INT2)
 STORE_KV, ROPE = int(Kind.STORE_KV), int(Kind.ROPE)
@@ -68,28 +68,24 @@ def run_linear(model, space, step, op, count, planes, ith, nth):
     act, logits, quads, xs, stage = space[0], space[1], space[2], space[3], space[4]
     kind = op["kind"]
     first, last = share(ith, nth, (op["rows"] + F32_LANES - 1) // F32_LANES)
-    at = ith * STAGE
+    at, out = ith * STAGE, act if kind <= LINEAR_INT4 else logits
+    coarse = step[0][EXACT] == 0 and count == 1
     if kind == QUANTIZE:
         op_quantize(quads, xs, act, stage, permutations, op, count, planes, ith, nth)
     elif kind == ARRANGE:
         op_arrange(xs, act, permutations, op, count, ith, nth)
-    elif kind in (LINEAR_INT4, LOGITS_INT4):
-        out = act if kind == LINEAR_INT4 else logits
+    elif kind == REFINE_INT4 and coarse:
+        op_refine_int4(logits, quads, xs, stage, weights, act, op, planes, ith, nth)
+    elif kind == REFINE_INT2 and coarse:
+        op_refine_int2(logits, quads, xs, stage, weights, act, op, planes, ith, nth)
+    elif kind in (LINEAR_INT4, LOGITS_INT4, REFINE_INT4):
         op_linear_int4(out, quads, xs, stage, weights, op, count, planes, first, last, at)
     elif kind in (LINEAR_INT8, LOGITS_INT8):
-        out = act if kind == LINEAR_INT8 else logits
         op_linear_int8(out, quads, xs, stage, weights, op, count, planes, first, last, at)
-    elif kind == LOGITS_INT2:
-        op_linear_int2(logits, quads, xs, stage, weights, op, count, planes, first, last, at)
-    elif kind in (REFINE_INT4, REFINE_INT2):
-        exact = step[0][EXACT] != 0 or count != 1
-        if kind == REFINE_INT4:
-            op_refine_int4(logits, quads, xs, stage, weights, act, op, count, planes, exact, ith, nth)
-        else:
-            op_refine_int2(logits, quads, xs, stage, weights, act, op, count, planes, exact, ith, nth)
+    elif kind in (LOGITS_INT2, REFINE_INT2):
+        op_linear_int2(out, quads, xs, stage, weights, op, count, planes, first, last, at)
     else:
-        out = act if kind == LINEAR_F16 else logits
-        op_linear_f16(out, xs, stage, weights, op, count, ith, nth)
+        op_linear_f16(out, xs, stage, weights, op, count, first, last, at)
 
 
 @kernel

@@ -131,7 +131,7 @@ class Linear:
         for ith in reversed(range(nth)):
             blocks = (*share(ith, nth, self.layout.blocks), ith * STAGE)
             if self.layout.kind == LinearKind.F16:
-                op_linear_f16(shared[0], xs, stage, self.arena.bytes, op, tokens, ith, nth)
+                op_linear_f16(shared[0], xs, stage, self.arena.bytes, op, tokens, *blocks)
             elif self.layout.kind == LinearKind.INT8:
                 op_linear_int8(*shared, planes, *blocks)
             else:

@@ -81,17 +81,21 @@ class Head:
         first, second = table
         for ith in range(nth):
             op_quantize(quads, xs, act, stage, linear.permutations, first, tokens, planes, ith, nth)
-        for ith in reversed(range(nth)):
-            blocks = (*share(ith, nth, layout.blocks), ith * STAGE)
-            self.op_linear(logits, quads, xs, stage, linear.arena.bytes, first, tokens, planes, *blocks)
-        coarse = logits.copy()
-        if not exact:
+        arrays = (logits, quads, xs, stage, linear.arena.bytes)
+
+        def of_all_blocks(op) -> None:
             for ith in reversed(range(nth)):
-                op_peaks(act, x.size, logits, layout.rows, ith, nth)
+                self.op_linear(*arrays, op, tokens, planes, *share(ith, nth, layout.blocks), ith * STAGE)
+
+        of_all_blocks(first)
+        coarse = logits.copy()
+        if exact:
+            of_all_blocks(second)
+            return coarse.reshape(tokens, -1), logits.reshape(tokens, -1)
         for ith in reversed(range(nth)):
-            self.op_refine(
-                logits, quads, xs, stage, linear.arena.bytes, act, second, tokens, planes, exact, ith, nth
-            )  # fmt: skip
+            op_peaks(act, x.size, logits, layout.rows, ith, nth)
+        for ith in reversed(range(nth)):
+            self.op_refine(*arrays, act, second, planes, ith, nth)
         return coarse.reshape(tokens, -1), logits.reshape(tokens, -1)
 
 

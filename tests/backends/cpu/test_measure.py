@@ -9,24 +9,13 @@ import numpy as np
 import pytest
 
 from edgellm.backends.cpu import clock, measure
-from edgellm.backends.cpu.backend import CpuBackend
 from edgellm.backends.cpu.measure import SUMS, Yardstick
 from edgellm.backends.interface import Batch
 from edgellm.backends.slots import SlotState
 from edgellm.errors import BackendUnavailable, OutOfMemoryError
-from edgellm.model import fuse, open_model
 from edgellm.simd import F32_LANES
 from tests.backends.cpu.kernels import WITHOUT_JIT
 from tests.backends.running import geometry
-from tests.golden_models import GOLDEN_FOLDER
-
-
-@pytest.fixture
-def runner():
-    with open_model(GOLDEN_FOLDER / "qwen2-mixed-window") as model:
-        made = CpuBackend().load(fuse(model.weights.program), model.weights, threads=2)
-    yield made
-    made.close()
 
 
 def test_limits_of_a_team(monkeypatch) -> None:

@@ -48,7 +48,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A walker of two parts, in a module of its own."""
     module = SimpleNamespace(__name__="parts_of_a_test", APART=("first",), MEANWHILE=("second",))
     module.MEMBERS = {"model": ("table",), "space": ("act",)}
-    module.first = Part(lambda act, op, exact: None)
+    module.first = Part(lambda act, op, out: None)
     module.second = Part(lambda out, count: None)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(native_apart, "_worth_it", lambda: True)
@@ -69,11 +69,11 @@ def test_the_helper_is_told_its_part_and_the_rest_is_compiled_here(kernel, monke
     helper = SimpleNamespace(wait=lambda seconds: 0, poll=lambda: 0)
     monkeypatch.setattr(native_apart, "_begin", lambda *told: begun.append(told) or helper)
     with native_apart.parts_compiled(kernel, KINDS):
-        assert begun == [("parts_of_a_test", [("first", (FLOATS, types.int64, types.boolean))])]
+        assert begun == [("parts_of_a_test", [("first", (FLOATS, types.int64, FLOATS))])]
         assert kernel.module.second.asked == [(FLOATS, types.int64)]
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(pickle.dumps(begun[0]))))
     native_apart.compile_parts()
-    assert kernel.module.first.asked == [(FLOATS, types.int64, types.boolean)]
+    assert kernel.module.first.asked == [(FLOATS, types.int64, FLOATS)]
 
 
 def test_a_helper_that_does_not_start_or_end_keeps_nobody(kernel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,11 @@ import pytest
 from edgellm.backends.cpu import arena, attention_plan
 from edgellm.backends.cpu.arena import LARGE_PAGE_BYTES, aligned_zeros, populate
 from edgellm.backends.cpu.attention_plan import plan_step, rope_tables
-from edgellm.backends.cpu.backend import CpuBackend
 from edgellm.backends.cpu.step import StepArrays, _joined_kinds, _joined_tables
 from edgellm.backends.interface import Batch
 from edgellm.backends.slots import CacheGeometry, SlotState
-from edgellm.model import fuse, open_model
 from edgellm.model.rope import Rope
 from tests.backends.running import geometry, prefill
-from tests.golden_models import GOLDEN_FOLDER
 
 ROPES = (Rope(10000.0, 8), Rope(500.0, 4))
 
@@ -94,14 +91,6 @@ def test_only_what_changes_is_planned(monkeypatch) -> None:
         filled(arrays, geometry, [(state, [token], "last")])
         state = state.extended(1)
     assert len(planned) == 3  # spans of 256
-
-
-@pytest.fixture
-def runner():
-    with open_model(GOLDEN_FOLDER / "qwen2-mixed-window") as model:
-        made = CpuBackend().load(fuse(model.weights.program), model.weights, threads=2)
-    yield made
-    made.close()
 
 
 def test_a_cache_that_nobody_has_is_freed(runner) -> None:
