@@ -52,8 +52,9 @@ def load(
         force: load even where the plan says that memory will not suffice.
         lm_head: how an unquantized lm_head is stored, and an embedding that it shares: "int8", "int4" (half of the
             bytes, for some accuracy) or "keep" (float16). Of a large one of 8 or 4 bits a step that only draws a token
-            reads the first half of the bits, and all of those rows that may win; "int8-whole" and "int4-whole" read all
-            of it. None: the backend's default, on the CPU "int8"; a backend that has no such choice refuses any other.
+            reads the first 2 bits (4 of 8 where sampling leaves all tokens in), and all of those rows that may win;
+            "int8-whole" and "int4-whole" read all of it. None: the backend's default, on the CPU "int8"; a backend that
+            has no such choice refuses any other.
         activations: precision of what meets quantized weights: "auto" (16 bits while decoding, 8 in prefill), "int8" or
             "int16"; None likewise, on the CPU "auto".
         gpu_layers: how many decoder layers go on the GPU, the rest on the CPU, where its memory is short; "auto": as

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -58,6 +59,14 @@ class Choice:
         return self.temperature != 0 and (self.top_k != 0 or self.top_p < 1)
 
 
+class LogitsUse(IntEnum):
+    """What a step's logits are for. A backend may give those with fewer bits of the lm_head that hardly count then."""
+
+    LARGEST = 0  # one of the hundred largest is taken
+    DRAWN = 1  # one of all is drawn
+    ALL = 2  # all count, as scores do
+
+
 @dataclass(frozen=True)
 class Batch:
     """One step of S sequences: prefill chunks and decode tokens side by side.
@@ -72,8 +81,7 @@ class Batch:
         states: S slot states before the step.
         logits_rows: int32 [R], rows of T whose logits are wanted, ascending.
         inputs: float32 [T, width] by buffer name, for a program that begins with `inputs`; its token ids may be any.
-        exact: whether all logits of those rows count. Where it is False the next token is drawn from them, and a
-            backend may give those that are far from the largest with fewer bits of the lm_head.
+        logits_use: what the logits of those rows are for.
         choices: for `Runner.choose`, one a row of `logits_rows`: how its token is chosen, None where its logits are
             wanted. A row with a choice is its sequence's last and the only one that the sequence wants.
     """
@@ -83,7 +91,7 @@ class Batch:
     states: tuple[SlotState, ...]
     logits_rows: np.ndarray
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
-    exact: bool = True
+    logits_use: LogitsUse = LogitsUse.ALL
     choices: tuple[Choice | None, ...] = ()
 
     @classmethod
@@ -91,7 +99,7 @@ class Batch:
         cls,
         parts: list[tuple[SlotState, list[int], str]],
         *,
-        exact: bool = True,
+        logits_use: LogitsUse = LogitsUse.ALL,
         choices: tuple[Choice | None, ...] = (),
     ) -> Batch:
         """A batch from (state, token ids, which logits) a sequence: "all", "last" or "none"."""
@@ -109,7 +117,7 @@ class Batch:
             np.array(starts, np.int32),
             tuple(state for state, _, _ in parts),
             np.array(rows, np.int32),
-            exact=exact,
+            logits_use=logits_use,
             choices=choices,
         )
 

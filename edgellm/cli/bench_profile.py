@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.backends.interface import Batch
+from edgellm.backends.interface import Batch, LogitsUse
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.cli.bench_runs import Sizes
 from edgellm.cli.figures import size
@@ -105,7 +105,7 @@ class _Stepper:
 
     def _batch(self, state: SlotState, count: int, *, last: bool) -> Batch:
         ids = self._random.integers(0, self._vocab_size, count).tolist()
-        return Batch.of([(state, ids, "last" if last else "none")], exact=False)
+        return Batch.of([(state, ids, "last" if last else "none")], logits_use=LogitsUse.LARGEST)
 
 
 def by_kind(repeats: Sequence[Sequence[RowTime]]) -> list[dict[str, Any]]:

@@ -83,7 +83,8 @@ def add_precision(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> N
         choices=LM_HEADS,
         help="how an unquantized lm_head is stored, and an embedding that it shares: int8 (default); int4, in groups "
         "of 32, half the memory for some accuracy; keep, float16. Of a large one a token of an answer takes the first "
-        "half of the bits, and all of the rows that may win; int8-whole and int4-whole: all of it",
+        "2 bits (4 of 8 where sampling leaves all tokens in), and all bits of the rows that may win; int8-whole and "
+        "int4-whole: all of it",
     )
     group.add_argument(
         "--activations",

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
+from edgellm.backends.interface import LogitsUse
 from edgellm.errors import UsageError
 
 MAX_TOKENS_LIMIT = 2**31 - 1
 MAX_LOGPROBS = 20
+#: Tokens of which one is taken at most, for `LogitsUse.LARGEST`.
+_FEW = 100
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -99,15 +102,18 @@ class SamplingParams:
             raise UsageError("not true or false", key="ignore_eos", found=repr(self.ignore_eos))
 
     @property
-    def all_logits(self) -> bool:
-        """Whether more counts than the most likely tokens: log-probabilities, and a bias that can lift any token."""
-        return self.logprobs is not None or bool(self.logit_bias)
+    def logits_use(self) -> LogitsUse:
+        """What the logits are for: all count for log-probabilities, and with a bias, which can lift any token."""
+        if self.logprobs is not None or self.logit_bias:
+            return LogitsUse.ALL
+        few = self.temperature == 0 or 0 < self.top_k <= _FEW or self.min_p >= 1 / _FEW
+        return LogitsUse.LARGEST if few else LogitsUse.DRAWN
 
     @property
     def plain(self) -> bool:
         """Whether temperature, top_k and top_p alone decide, and nobody asks for log-probabilities."""
         changed = self.min_p or self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
-        return not changed and not self.all_logits
+        return not changed and self.logits_use != LogitsUse.ALL
 
     def updated(self, **given: Any) -> SamplingParams:
         """These parameters with those of `given` that are not None. Raises `UsageError`, for unknown names too."""

@@ -82,8 +82,8 @@ class Scheduler:
             return None
         wanted = [(s.slot.state, s.todo[:n], "last" if n == len(s.todo) else "none") for s, n in parts]
         choices = tuple(s.choice(self._draws) for s, n in parts if n == len(s.todo)) if self._chooses else ()
-        exact = any(s.request.params.all_logits for s, _ in parts)
-        batch = Batch.of(wanted, exact=exact, choices=choices if any(choices) else ())
+        use = max(s.request.params.logits_use for s, _ in parts)
+        batch = Batch.of(wanted, logits_use=use, choices=choices if any(choices) else ())
         return Step(batch, tuple(parts))
 
     def commit(self, step: Step, chosen: Chosen) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgellm.backends.interface import LogitsUse
 from edgellm.engine.sampler import Sampler, log_softmax, top_logprobs
 from edgellm.engine.sampling import SamplingOptions, SamplingParams
 from edgellm.errors import NumericalError, UsageError
@@ -63,6 +64,24 @@ def test_unknown_options_are_refused_and_none_keeps_the_default():
 
 def test_the_options_a_caller_may_give_are_those_of_the_params():
     assert set(SamplingOptions.__annotations__) == {item.name for item in fields(SamplingParams)}
+
+
+@pytest.mark.parametrize(
+    ("options", "use"),
+    [
+        ({}, LogitsUse.LARGEST),
+        ({"temperature": 0.7, "top_k": 100}, LogitsUse.LARGEST),
+        ({"temperature": 0.7, "min_p": 0.01}, LogitsUse.LARGEST),
+        ({"temperature": 0.7, "repetition_penalty": 1.1, "top_k": 1}, LogitsUse.LARGEST),
+        ({"temperature": 0.7}, LogitsUse.DRAWN),
+        ({"temperature": 0.7, "top_k": 101, "min_p": 0.009}, LogitsUse.DRAWN),
+        ({"temperature": 0.7, "top_p": 0.5}, LogitsUse.DRAWN),
+        ({"logprobs": 0}, LogitsUse.ALL),
+        ({"logit_bias": {3: 5.0}}, LogitsUse.ALL),
+    ],
+)
+def test_what_logits_are_for(options, use):
+    assert SamplingParams(**options).logits_use == use
 
 
 def test_ids_that_are_not_there_are_refused():

@@ -57,7 +57,7 @@ class CpuBackend:
         Args:
             lm_head: how an unquantized lm_head and the embedding are stored: "int8" in groups of 128, "int4" in groups
                 of 32 (an embedding that is not the head: "int8"), or "keep" for float16. Of a large one of 8 or 4
-                bits a step that only draws a token reads the first half of the bits, and all of the rows that may win
+                bits a step that only draws a token reads the first bits, and all of the rows that may win
                 (`linear_refine.py`); with "int8-whole" and "int4-whole" always all.
             activations: precision of what meets quantized weights: "int8", "int16", or "auto", which is 16 bits in
                 steps of a few tokens, where arithmetic is free, and 8 in longer ones.

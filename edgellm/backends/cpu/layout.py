@@ -31,15 +31,16 @@ that stream past have driven them out of a first-level cache of 32 KiB.
 Groups in memory have 16, 32, 64 or 128 inputs; longer ones repeat their scale. Inputs are padded to whole groups with
 codes of 0, which meet activations of 0.
 
-A weight in halves has its codes cut in two, of 8 bits q = 16 * high + low, of 4 bits q = 4 * high + low: an INT4 (INT2)
-weight of the high halves with scales of 16 s (4 s), and behind it another one of the low halves with scales of s. The
-first alone is the weight to half of the bits, so an lm_head can be gone through at half the bytes (`linear_refine.py`).
+A weight in slices has its codes cut, of 8 bits q = 64 a + 16 b + c, of 4 bits q = 4 a + b, a and b from 0 to 3: an INT2
+weight of the a with scales of 64 s (4 s), behind it another one of the b with scales of 16 s (s), and an INT4 weight of
+the c with scales of s. Their sum is the weight, and each sum of the first ones is the weight to fewer bits: an lm_head
+can be gone through at a quarter or half of its bytes (`linear_refine.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from edgellm.errors import UsageError
@@ -102,7 +103,7 @@ class LinearLayout:
         group: inputs that share a scale in memory; 1 for F16.
         own_zeros: whether every group has its zero points, or the whole weight one.
         lanes: rows of a block.
-        halves: 2 for a weight in halves, one of which all else here describes; else 1.
+        rest: of a weight in slices, what those behind the first are stored as; the first is what all else describes.
 
     Raises:
         UsageError: no such group.
@@ -114,7 +115,7 @@ class LinearLayout:
     group: int
     own_zeros: bool = False
     lanes: int = F32_LANES
-    halves: int = 1
+    rest: tuple[LinearKind, ...] = ()
 
     def __post_init__(self) -> None:
         allowed = (1,) if self.kind == LinearKind.F16 else GROUPS
@@ -191,19 +192,24 @@ class LinearLayout:
         return 0 if self.kind == LinearKind.F16 else HEAD_BYTES
 
     @property
-    def half_bytes(self) -> int:
-        """Bytes from the begin of the weight to its second half; of all of it where it has none."""
-        return self.head_bytes + self.blocks * self.block_bytes
+    def slices(self) -> tuple[tuple[int, LinearLayout], ...]:
+        """(bytes from the weight's begin, layout) of each slice; of a weight that has none 0 and its layout."""
+        slices, offset = [], 0
+        for kind in (self.kind, *self.rest):
+            layout = replace(self, kind=kind, rest=()) if self.rest else self
+            slices.append((offset, layout))
+            offset += layout.head_bytes + layout.blocks * layout.block_bytes
+        return tuple(slices)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight, a multiple of 64."""
-        return self.halves * self.half_bytes
+        return sum(layout.head_bytes + layout.blocks * layout.block_bytes for _, layout in self.slices)
 
     @property
     def stored_name(self) -> str:
         """What its numbers are, for people."""
-        return "float16" if self.kind == LinearKind.F16 else f"int{self.bits * self.halves}"
+        return "float16" if self.kind == LinearKind.F16 else f"int{sum(layout.bits for _, layout in self.slices)}"
 
 
 def round_up(size: int, step: int) -> int:

@@ -23,6 +23,12 @@ def round_line(size):
 
 
 @kernel
+def piece_bytes(groups, head_step, group_bytes):
+    """Bytes of a piece, from those of a group's scales and zero points, and of its lines."""
+    return round_line(groups * head_step) + round_line(groups * group_bytes)
+
+
+@kernel
 def full_columns(columns):
     """Columns in tiles of the greatest width, the last one with its spare columns among them."""
     whole = columns // WIDEST * WIDEST

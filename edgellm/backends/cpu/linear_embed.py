@@ -12,7 +12,7 @@ import numpy as np
 
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
-from edgellm.backends.cpu.linear_columns import round_line
+from edgellm.backends.cpu.linear_columns import piece_bytes, round_line
 from edgellm.backends.cpu.work import share
 from edgellm.simd import F32_LANES, convert_f32, first_n, load_f16, load_u8_to_i32, reduce_add, select, zero_f32
 
@@ -67,13 +67,12 @@ def _coded_row(out, at, weights, op, row, factor, bits):
     begin = op["weight"] + HEAD_BYTES
     for first in range(0, groups, stretch):  # the bands before
         count = min(stretch, groups - first)
-        begin += band * (round_line(count * head_step) + round_line(count * group_bytes))
+        begin += band * piece_bytes(count, head_step, group_bytes)
     for first in range(0, groups, stretch):
         count = min(stretch, groups - first)
-        head = round_line(count * head_step)
-        piece_bytes = head + round_line(count * group_bytes)
-        scales = begin + (block - band) * piece_bytes
-        begin += height * piece_bytes
+        head, nbytes = round_line(count * head_step), piece_bytes(count, head_step, group_bytes)
+        scales = begin + (block - band) * nbytes
+        begin += height * nbytes
         zeros = scales + count * 2 * _LANES if zero_step > 0 else op["weight"]
         for g in range(count):
             scale = _lane(load_f16(weights, scales + g * 2 * _LANES), lane) * factor

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
-from edgellm.backends.cpu.linear_columns import full_columns, round_line
+from edgellm.backends.cpu.linear_columns import full_columns, piece_bytes, round_line
 from edgellm.backends.cpu.linear_end import finish_tile
 from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, WIDEST
 from edgellm.simd import (
@@ -138,9 +138,8 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
         group_bytes = group // 8 * (_VECTOR * bits // 4)
         zero_step = zero_bytes if op["own_zeros"] else 0
         head_step = 2 * _LANES + zero_step
-        whole_bytes = round_line(stretch * head_step) + round_line(stretch * group_bytes)
-        rest = groups % stretch
-        block_bytes = groups // stretch * whole_bytes + round_line(rest * head_step) + round_line(rest * group_bytes)
+        block_bytes = groups // stretch * piece_bytes(stretch, head_step, group_bytes)
+        block_bytes += piece_bytes(groups % stretch, head_step, group_bytes)
         blocks = (op["rows"] + _LANES - 1) // _LANES
         if last_column - first_column > width:
             # Every tile goes through a block, whose weights are in a cache after the first.
@@ -152,12 +151,12 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
                     begin, g = weight, 0
                     while g < groups:
                         count = min(stretch, groups - g)
-                        piece_bytes = round_line(count * head_step) + round_line(count * group_bytes)
+                        nbytes = piece_bytes(count, head_step, group_bytes)
                         sums_of(
-                            stage, stage_at, g, weights, begin + (block - band) * piece_bytes, zero_step, op["weight"],
+                            stage, stage_at, g, weights, begin + (block - band) * nbytes, zero_step, op["weight"],
                             quads, column, xs, groups, count, group
                         )  # fmt: skip
-                        begin += height * piece_bytes
+                        begin += height * nbytes
                         g += count
                     tokens = min(width, columns - column) // planes
                     out_at = op["out"] + column // planes * op["out_stride"] + row
@@ -170,10 +169,10 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
             begin, g = op["weight"] + HEAD_BYTES + band * block_bytes, 0
             while g < groups:
                 count = min(stretch, groups - g)
-                piece_bytes = round_line(count * head_step) + round_line(count * group_bytes)
+                nbytes = piece_bytes(count, head_step, group_bytes)
                 for block in range(first, top):
-                    piece = begin + (block - band) * piece_bytes
-                    next_lines = piece + piece_bytes + round_line(count * head_step)
+                    piece = begin + (block - band) * nbytes
+                    next_lines = piece + nbytes + round_line(count * head_step)
                     for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # nobody else asks for them
                         prefetch_once(weights, next_lines + ahead)
                     at = stage_at + (block - first) * width * _LANES
@@ -181,7 +180,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
                         stage, at, g, weights, piece, zero_step, op["weight"], quads, first_column, xs, groups, count,
                         group
                     )  # fmt: skip
-                begin += height * piece_bytes
+                begin += height * nbytes
                 g += count
             for block in range(first, top):
                 at = stage_at + (block - first) * width * _LANES

@@ -4,9 +4,8 @@
     INT4    q = round(w / scale) + 8 with the scale that leaves the least squared error among `_SHRINKS`: each puts the
             weight of the largest magnitude, whatever its sign, near -8, and is then fitted to its codes,
             scale = sum(w q) / sum(q q) [the search of llama.cpp's 4-bit formats]
-    halves  of 8 bits: scale = max |w| / 119,  q = round(w / scale) = 16 high + low: to 119, so that high is at most 7
-            where low goes from -8 to 7; both are stored + 8
-            of 4 bits: the code of INT4 = 4 high + low, both from 0 to 3
+    slices  of 8 bits: scale = max |w| / 119,  q = round(w / scale) + 136 = 64 a + 16 b + c: from 17 to 255
+            of 4 bits: the code of INT4 = 4 a + b
 
 Kernels, for NumPy goes over such a weight many times: an lm_head of 500 MB is most of what loading has to compute. A
 block of rows is turned into columns first, float32 [inputs, LANES]: from there on a lane is a row, as in the packed
@@ -48,12 +47,14 @@ _ROUNDS = F32_LANES.bit_length() - 1
 #: Where columns begin in the scratch, behind two squares.
 _COLUMNS = PACK_COLUMNS
 _F16, _INT8, _INT4 = int(LinearKind.F16), int(LinearKind.INT8), int(LinearKind.INT4)
+#: What `sizes` holds of each slice.
+_SLICE = 2
 #: Of Gaussian groups of 32 they leave 0.0066 of the squares, twelve finer steps 0.0065, the first guess alone 0.0074.
 _SHRINKS = (1.08, 1.0, 0.93, 0.86, 0.79)
 #: Groups whose magnitudes stay below it count as zeros in 4 bits.
 _TINY = np.float32(1e-30)
-#: Largest code of 8 bits in halves.
-_HALVES_TOP = 119
+#: Of 8 bits in slices: what the largest weight becomes, and what is added.
+_SLICES_TOP, _SLICES_MIDDLE = 119, 136
 #: Added and taken away it rounds a float of up to 2**22 to the nearest whole number, ties to even.
 _ROUNDER = np.float32(1.5 * 2**23)
 
@@ -67,31 +68,34 @@ def pack_dense(out, stored, code, scratch, sizes, factor):
         stored: uint8, rows of numbers.
         code: what they are stored as, of `packing.STORED_CODES`.
         scratch: float32 [scratch_floats of the stretch, or of the numbers that are read of a row if more].
-        sizes: int64 [12]: the `LinearKind`, inputs of the stretch with their padding, group, where a piece's lines
-            begin in it; where the part begins, bytes of a piece, bytes from there to the same in the weight's second
-            half, 0 where it has none; numbers from a row to the next, the first and the end of those that are read
-            (LANES at least), the first row and the end of the rows.
+        sizes: int64 [9 + 2 slices]: the `LinearKind`, inputs of the stretch with their padding, group, where a piece's
+            lines begin in it; numbers from a row to the next, the first and the end of those that are read (LANES at
+            least), the first row and the end of the rows; of each slice, where the part begins and bytes of a piece.
         factor: float32, of the whole weight.
 
     Returns:
         The largest magnitude among the numbers.
     """
-    kind, inputs, group, lines, at, piece_bytes = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
-    half, stride, first, count, end = sizes[6], sizes[7], sizes[8], sizes[9] - sizes[8], sizes[11]
+    kind, inputs, group, lines = sizes[0], sizes[1], sizes[2], sizes[3]
+    stride, first, count, end = sizes[4], sizes[5], sizes[6] - sizes[5], sizes[8]
+    places, slices = sizes[9:], (sizes.shape[0] - 9) // _SLICE
     most = zero_f32()
     for i in range(count, inputs):
         store(scratch, _COLUMNS + i * _LANES, zero_f32())
-    for row in range(sizes[10], end, _LANES):
+    for row in range(sizes[7], end, _LANES):
+        at = places[0]
         turn_rows(scratch, stored, code, row * stride + first, stride, count, min(_LANES, end - row))
         if kind == _F16:
             most = maximum(_to_float16(out, at + lines, scratch, inputs, np.float32(1.0) / factor), most)
         elif kind == _INT8:
             most = maximum(_to_int8(out, at, at + lines, scratch, inputs, group, factor), most)
-        elif kind == _INT4 and half > 0:
-            most = maximum(_to_halves(out, at, at + lines, half, scratch, inputs, group, factor), most)
+        elif slices == 3:
+            most = maximum(_to_slices(out, places, lines, scratch, inputs, group, factor), most)
         else:
-            most = maximum(_to_int4(out, at, at + lines, half, scratch, inputs, group, factor), most)
-        at += piece_bytes
+            second = places[_SLICE] if slices == 2 else at
+            most = maximum(_to_int4(out, at, lines, second, scratch, inputs, group, factor), most)
+        for i in range(0, places.shape[0], _SLICE):
+            places[i] += places[i + 1]
     return reduce_max(most)
 
 
@@ -167,25 +171,36 @@ def _to_int8(out, scales, line, columns, inputs, group, factor):
 
 
 @kernel
-def _to_halves(out, scales, line, half, columns, inputs, group, factor):
+def _to_slices(out, places, lines, columns, inputs, group, factor):
+    """8 bits in three slices."""
     all_most = zero_f32()
+    first, second, third = places[0], places[_SLICE], places[2 * _SLICE]
+    scales, crumbs, nibbles = 0, lines, lines
     for start in range(_COLUMNS, _COLUMNS + inputs * _LANES, group * _LANES):
         most = _largest(columns, start, group)
         all_most = maximum(most, all_most)
-        top = np.float32(1.0) / (np.float32(_HALVES_TOP) * factor)
-        inverse = _put_scale(out, scales + half, most * splat_f32(top), factor)
-        store_f16(out, scales, load_f16(out, scales + half) * splat_f32(np.float32(16.0)))
+        top = np.float32(1.0) / (np.float32(_SLICES_TOP) * factor)
+        inverse = _put_scale(out, third + scales, most * splat_f32(top), factor)
+        step = load_f16(out, third + scales)
+        store_f16(out, second + scales, step * splat_f32(np.float32(16.0)))
+        store_f16(out, first + scales, step * splat_f32(np.float32(64.0)))
         scales += 2 * _LANES
-        for i in range(start, start + group * _LANES, 8 * _LANES):
-            highs, lows = zero_i32(), zero_i32()
-            for j in range(8):
-                q = convert_i32(load_f32(columns, i + j * _LANES) * inverse)
-                q = minimum(maximum(q, splat_i32(-_HALVES_TOP)), splat_i32(_HALVES_TOP)) + splat_i32(8)
-                highs |= ((q >> 4) + splat_i32(8)) << 8 * (j % 4) + j // 4 * 4
-                lows |= (q & splat_i32(15)) << 8 * (j % 4) + j // 4 * 4
-            store(out, line, highs)
-            store(out, line + half, lows)
-            line += 4 * _LANES
+        for i in range(start, start + group * _LANES, 16 * _LANES):
+            highs, middles = zero_i32(), zero_i32()
+            for eight in range(2):
+                lows = zero_i32()
+                for j in range(8):
+                    q = convert_i32(load_f32(columns, i + (8 * eight + j) * _LANES) * inverse)
+                    q = minimum(maximum(q, splat_i32(-_SLICES_TOP)), splat_i32(_SLICES_TOP)) + splat_i32(_SLICES_MIDDLE)
+                    shift = 8 * (j % 4) + j // 4 * 2 + 4 * eight
+                    highs |= (q >> 6) << shift
+                    middles |= (q >> 4 & splat_i32(3)) << shift
+                    lows |= (q & splat_i32(15)) << 8 * (j % 4) + j // 4 * 4
+                store(out, third + nibbles, lows)
+                nibbles += 4 * _LANES
+            store(out, first + crumbs, highs)
+            store(out, second + crumbs, middles)
+            crumbs += 4 * _LANES
     return all_most
 
 
@@ -198,9 +213,10 @@ def _put_scale(out, at, scales, factor):
 
 
 @kernel
-def _to_int4(out, scales, line, half, columns, inputs, group, factor):
-    """4 bits; in halves where the second is `half` bytes behind the first."""
+def _to_int4(out, first, lines, second, columns, inputs, group, factor):
+    """4 bits; in two slices where `first` and `second` differ."""
     all_most = zero_f32()
+    scales, line = 0, lines
     for start in range(_COLUMNS, _COLUMNS + inputs * _LANES, group * _LANES):
         high, low = zero_f32(), zero_f32()
         for i in range(start, start + group * _LANES, _LANES):
@@ -218,13 +234,13 @@ def _to_int4(out, scales, line, half, columns, inputs, group, factor):
             explained = products * fitted * splat_f32(np.float32(shrink * shrink))
             better = explained > best
             best, scale = select(better, explained, best), select(better, step * fitted, scale)
-        inverse = _put_scale(out, scales + half, scale * splat_f32(np.float32(1.0) / factor), factor)
-        if half > 0:
-            store_f16(out, scales, load_f16(out, scales + half) * splat_f32(np.float32(4.0)))
-            _put_crumbs(out, line, half, columns, start, start + group * _LANES, inverse)
+        inverse = _put_scale(out, second + scales, scale * splat_f32(np.float32(1.0) / factor), factor)
+        if second != first:
+            store_f16(out, first + scales, load_f16(out, second + scales) * splat_f32(np.float32(4.0)))
+            _put_crumbs(out, first + line, second + line, columns, start, start + group * _LANES, inverse)
             line += group // 4 * _LANES
         else:
-            _put_nibbles(out, line, columns, start, start + group * _LANES, inverse)
+            _put_nibbles(out, first + line, columns, start, start + group * _LANES, inverse)
             line += group // 2 * _LANES
         scales += 2 * _LANES
     return all_most
@@ -242,16 +258,17 @@ def _put_nibbles(out, line, columns, first, last, inverse):
 
 
 @kernel
-def _put_crumbs(out, line, half, columns, first, last, inverse):
+def _put_crumbs(out, high_line, low_line, columns, first, last, inverse):
     for i in range(first, last, 16 * _LANES):
         highs, lows = zero_i32(), zero_i32()
         for j in range(16):
             q = convert_i32(_code4(load_f32(columns, i + j * _LANES) * inverse)) + splat_i32(8)
             highs |= (q >> 2) << 8 * (j % 4) + j // 4 * 2
             lows |= (q & splat_i32(3)) << 8 * (j % 4) + j // 4 * 2
-        store(out, line, highs)
-        store(out, line + half, lows)
-        line += 4 * _LANES
+        store(out, high_line, highs)
+        store(out, low_line, lows)
+        high_line += 4 * _LANES
+        low_line += 4 * _LANES
 
 
 @kernel

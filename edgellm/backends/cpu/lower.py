@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from edgellm.backends.cpu.choosing import PARTS, part_size
-from edgellm.backends.cpu.layout import LinearKind, round_up
+from edgellm.backends.cpu.layout import LinearKind, LinearLayout, round_up
 from edgellm.backends.cpu.linear_tiles import scratch_sizes
 from edgellm.backends.cpu.optable import ACTIVATIONS, LOGITS, OP_DTYPE, TOKENS, Kind
 from edgellm.backends.cpu.packed import PackedLinear, PackedWeights
+from edgellm.backends.interface import LogitsUse
 from edgellm.errors import BackendUnavailable
 from edgellm.model.program import Op, Program
 from edgellm.model.rope import Rope
@@ -153,8 +154,8 @@ class _Lowering:
         fields = {**self._at("out", out), **_weight_fields(table), "code": table.layout.kind}
         fields["multiplier"] = op.attributes["multiplier"]
         self._row(Kind.EMBED, op, (), (out,), **fields)
-        if table.layout.halves == 2:
-            self._row(Kind.EMBED, op, (out,), (out,), **fields | _second_half(table))
+        for layout, place in _later_slices(table):
+            self._row(Kind.EMBED, op, (out,), (out,), **fields | place | {"code": layout.kind})
 
     def _rms_norm(self, op: Op) -> None:
         source, out = op.inputs[0], op.outputs[0]
@@ -253,13 +254,14 @@ class _Lowering:
         vocab = weight.layout.rows
         fields |= {"out": 0, "out_stride": vocab}
         self._row(_LOGITS[weight.layout.kind], op, ("activations",), ("logits",), **fields)
-        if weight.layout.halves == 2:
-            peaks = {"other": self.act_floats}
-            self.act_floats += round_up(weight.layout.blocks, _ALIGNED_FLOATS)
-            self._row(Kind.PEAKS, op, ("logits",), ("peaks",), **peaks, width=vocab, over=LOGITS)
-            fields |= _second_half(weight) | {"bias": -1}
+        peaks = {"other": self.act_floats}
+        self.act_floats += round_up(weight.layout.blocks, _ALIGNED_FLOATS) if weight.layout.rest else 0
+        for number, (layout, place) in enumerate(_later_slices(weight)):
+            # the last slice is read of all rows where all logits count, the one before where any may be drawn
+            needed = {"code": LogitsUse.ALL - (len(weight.layout.rest) - 1 - number), **peaks}
+            self._row(Kind.PEAKS, op, ("logits",), ("peaks",), **needed, width=vocab, over=LOGITS)
             reads = ("activations", "logits", "peaks")
-            self._row(_REFINES[weight.layout.kind], op, reads, ("logits",), **fields | peaks)
+            self._row(_REFINES[layout.kind], op, reads, ("logits",), **fields | place | needed)
         cap, multiplier = op.attributes["softcap"] or 0.0, op.attributes["multiplier"]
         if cap or multiplier != 1.0:
             fields = {"source": 0, "source_stride": vocab, "width": vocab, "multiplier": multiplier, "cap": cap}
@@ -271,8 +273,10 @@ class _Lowering:
         self._row(Kind.TOKEN, op, ("logits", "best"), ("tokens",), **fields, out=self.tokens)
 
 
-def _second_half(weight: PackedLinear) -> dict[str, Any]:
-    return {"weight": weight.offset + weight.layout.half_bytes, "adds": 1}
+def _later_slices(weight: PackedLinear) -> Iterator[tuple[LinearLayout, dict[str, Any]]]:
+    """Layouts and fields of the slices behind the first, which add to what is there."""
+    for offset, layout in weight.layout.slices[1:]:
+        yield layout, {"weight": weight.offset + offset, "bias": -1, "adds": 1}
 
 
 def _weight_fields(weight: PackedLinear) -> dict[str, Any]:

@@ -59,7 +59,8 @@ OP_DTYPE = np.dtype(
         ("other", np.int64),  # the second buffer: up, v, y; of the lm_head, its peaks; of BEST and TOKEN, the parts
         ("other_stride", np.int64),
         ("width", np.int64),
-        ("code", np.int64),  # of the activation; of the embedding, its `LinearKind`
+        ("code", np.int64),  # of the activation; of EMBED its `LinearKind`; of PEAKS and REFINE the least `LogitsUse`
+        # that needs all blocks
         ("rope", np.int64),  # index of the rotation, -1 for none
         ("window", np.int64),  # in tokens, 0 for full attention
         ("eps", np.float32),

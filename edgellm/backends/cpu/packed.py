@@ -180,7 +180,8 @@ class _Packer:
         step = piece_rows(layout)
         for first in range(0, layout.rows, step):
             last = min(first + step, layout.rows)
-            nbytes = layout.halves * -(-(last - first) // layout.lanes) * layout.block_bytes if counts else 0
+            height = -(-(last - first) // layout.lanes)
+            nbytes = sum(height * part.block_bytes for _, part in layout.slices) if counts else 0
             self._jobs.submit(nbytes, partial(self._named, dense.name, dense.pack, first, last, factor))
 
     def _finish(self, dense: _Dense) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edgellm.backends.cpu.halves import HALVED_FROM
 from edgellm.backends.cpu.layout import BAND, LinearKind, LinearLayout, round_up
 from edgellm.backends.cpu.packing import plan_linear
 from edgellm.backends.cpu.scratch import scratch_floats
+from edgellm.backends.cpu.slices import SLICED_FROM
 from edgellm.errors import UsageError
 from edgellm.formats.stored import WHOLE_BITS
 from edgellm.model.program import Program
@@ -15,8 +15,8 @@ from edgellm.model.weights import Weights
 
 #: Bits of the embedding and an unquantized lm_head, by the option's value.
 HEAD_BITS = {"int8": 8, "int8-whole": 8, "int4": 4, "int4-whole": 4, "keep": 16}
-#: Those of which large ones are stored in halves.
-_HALVED = ("int8", "int4")
+#: Those of which large ones are stored in slices.
+_SLICED = ("int8", "int4")
 _DENSE_BITS = 16
 _FLOAT_BYTES = 4
 #: Numbers of a dense weight that are read at a time: enough to pay for the call, too few to leave a large cache.
@@ -82,9 +82,8 @@ def _add_linear(plan: PackingPlan, name: str, weights: Weights, head: str) -> Li
     stored = {"kind": weights.stored_dtype(name)} if name == _EMBEDDING else weights.describe(name)
     if "group_size" not in stored:
         is_head = name == _HEAD or (name == _EMBEDDING and weights.lm_head_is_embedding)
-        layout = plan_linear(rows, inputs, dense_bits(name, weights, head))
-        if is_head and head in _HALVED and layout.blocks >= HALVED_FROM:
-            layout = plan_linear(rows, inputs, layout.bits, halves=2)
+        sliced = is_head and head in _SLICED and rows >= SLICED_FROM
+        layout = plan_linear(rows, inputs, dense_bits(name, weights, head), sliced=sliced)
         plan.largest_tensor = max(plan.largest_tensor, rows * inputs * _ITEM_BYTES.get(stored["kind"], _FLOAT_BYTES))
         plan.largest_piece = max(plan.largest_piece, _piece_bytes(layout))
         return layout

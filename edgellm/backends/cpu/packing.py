@@ -6,6 +6,7 @@ what is stored in the file and its place, and several threads can pack side by s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,8 +35,11 @@ _INT8_GROUPS = (128, 64, 32, 16)
 _INT4_GROUP = 32
 #: Zero points of weights quantized here.
 _MIDDLES = {LinearKind.INT8: 128, LinearKind.INT4: 8}
-#: Those of the halves of 4 bits, q = 4 (high - 1.625) + (low - 1.5): each is in the middle of what it may be.
-_INT2_MIDDLES = (1.625, 1.5)
+#: Those of slices, q = 64 (a - 1.625) + 16 (b - 1.5) + (c - 8), q = 4 (a - 1.625) + (b - 1.5): each is in the middle of
+#: what it may be.
+_SLICE_MIDDLES = (1.625, 1.5, 8)
+#: What the slices behind the first are, by the bits of all.
+_RESTS = {8: (LinearKind.INT2, LinearKind.INT4), 4: (LinearKind.INT2,)}
 #: How much smaller than the largest weight the largest scale is, roughly: a power of two that keeps it below 2**16.
 _SCALES_PER_WEIGHT = {LinearKind.F16: 1, LinearKind.INT8: 128, LinearKind.INT4: 8, LinearKind.INT2: 2}
 #: Largest magnitude of dense weights as they are published; its inverse is the least.
@@ -43,7 +47,7 @@ _USUAL_LARGEST = 255.0
 
 
 def plan_linear(
-    rows: int, inputs: int, bits: int, group_size: int | None = None, own_zeros: bool = True, halves: int = 1
+    rows: int, inputs: int, bits: int, group_size: int | None = None, own_zeros: bool = True, sliced: bool = False
 ) -> LinearLayout:
     """The layout of a weight of that shape.
 
@@ -51,7 +55,7 @@ def plan_linear(
         bits: 2 to 8 for codes; 16 for dense numbers.
         group_size: of the codes; None for a dense weight, which is quantized where `bits` is 8 or 4.
         own_zeros: whether zero points differ; False where they are all the same.
-        halves: 2 for a dense weight in halves, of 8 or 4 bits.
+        sliced: whether a dense weight of 8 or 4 bits is stored in slices.
 
     Raises:
         UsageError: dense with other than 4, 8 or 16 bits.
@@ -61,12 +65,10 @@ def plan_linear(
             raise UsageError("no such storage of a dense weight", key="bits", found=bits, allowed="4, 8, 16")
         if bits == 16:
             return LinearLayout(LinearKind.F16, rows, inputs, 1)
-        if bits == 4:
-            kind = LinearKind.INT2 if halves == 2 else LinearKind.INT4
-            return LinearLayout(kind, rows, inputs, _INT4_GROUP, halves=halves)
-        group = min(_INT8_GROUPS, key=lambda group: (round_up(inputs, group), -group))
-        kind = LinearKind.INT4 if halves == 2 else LinearKind.INT8
-        return LinearLayout(kind, rows, inputs, group, halves=halves)
+        group = _INT4_GROUP if bits == 4 else min(_INT8_GROUPS, key=lambda group: (round_up(inputs, group), -group))
+        if sliced:
+            return LinearLayout(LinearKind.INT2, rows, inputs, group, rest=_RESTS[bits])
+        return LinearLayout(LinearKind.INT4 if bits == 4 else LinearKind.INT8, rows, inputs, group)
     group = memory_group(group_size, inputs)
     if group is None:
         return LinearLayout(LinearKind.F16, rows, inputs, 1)
@@ -187,15 +189,18 @@ def pack_rows(
     scratch = np.zeros(scratch_floats(max(layout.stretch * layout.group, stride)), np.float32)
     numbers, largest = stored.reshape(-1).view(np.uint8), 0.0
     height = BAND * layout.lanes
-    for part in layout.parts(first_row // height, -(-(first_row + rows) // height)):
+    bands = (first_row // height, -(-(first_row + rows) // height))
+    slices = layout.slices
+    for parts in zip(*(piece.parts(*bands) for _, piece in slices), strict=True):
+        part = parts[0]
         first, last = part.first_group * layout.group, part.last_group * layout.group
         sizes = (layout.kind, last - first, layout.group, layout.lines_offset(part.groups))
-        where = (part.offset, layout.piece_bytes(part.groups), layout.half_bytes if layout.halves == 2 else 0)
         begin = part.first_block * layout.lanes - first_row
         end = min(part.last_block * layout.lanes - first_row, rows)
         # a row that is one stretch goes to its end, which is behind its inputs where it was filled up
         read = (stride, first, last if last < inputs else stride, begin, end)
-        values = np.array((*sizes, *where, *read), np.int64)
+        places = [(at + p.offset, piece.piece_bytes(p.groups)) for (at, piece), p in zip(slices, parts, strict=True)]
+        values = np.array((*sizes, *read, *itertools.chain(*places)), np.int64)
         found = pack_dense(out, numbers, STORED_CODES[dtype], scratch, values, np.float32(factor))
         largest = max(largest, found)
     return largest
@@ -239,11 +244,10 @@ def write_head(out: np.ndarray, layout: LinearLayout, zero: int | None = None) -
     """The line of zero points before the blocks, where the layout has one; None for a weight quantized here."""
     if layout.kind == LinearKind.F16:
         return
-    dtype = np.uint8 if layout.kind == LinearKind.INT4 else np.float16
-    middles = _INT2_MIDDLES if layout.kind == LinearKind.INT2 else [_MIDDLES[layout.kind]] * layout.halves
-    for half, middle in enumerate(middles):
-        zeros = out[half * layout.half_bytes :][:HEAD_BYTES].view(dtype)
-        zeros[: layout.lanes] = middle if zero is None else zero
+    middles = _SLICE_MIDDLES if layout.rest else (_MIDDLES[layout.kind] if zero is None else zero,)
+    for (offset, piece), middle in zip(layout.slices, middles, strict=False):
+        dtype = np.uint8 if piece.kind == LinearKind.INT4 else np.float16
+        out[offset : offset + HEAD_BYTES].view(dtype)[: layout.lanes] = middle
 
 
 class PartView:
@@ -300,10 +304,8 @@ def unpack_linear(packed: np.ndarray, layout: LinearLayout, factor: float) -> np
         (part,) = layout.parts()
         weight = _untransposed(PartView(packed, layout, part).lines).astype(np.float32)
         return weight[: layout.rows, : layout.inputs] * np.float32(factor)
-    if layout.halves == 2:
-        half = replace(layout, halves=1)
-        high, low = packed[: half.nbytes], packed[half.nbytes :]
-        return unpack_linear(high, half, factor) + unpack_linear(low, half, factor)
+    if layout.rest:
+        return sum(unpack_linear(packed[offset:][: piece.nbytes], piece, factor) for offset, piece in layout.slices)
     codes, zeros, scales = unpack_codes(packed, layout)
     grouped = codes.reshape(layout.rows, layout.groups, layout.group) - zeros[..., None]
     weight = (grouped * scales[..., None]).reshape(layout.rows, -1)

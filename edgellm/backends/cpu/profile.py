@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.backends.cpu.cache import CHUNK, CHUNK_BYTES, CpuCache
-from edgellm.backends.cpu.halves import refined_bytes
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout
 from edgellm.backends.cpu.optable import TOKENS, Kind
+from edgellm.backends.cpu.slices import refined_bytes
 from edgellm.backends.interface import Batch
 from edgellm.errors import BackendUnavailable
 
@@ -25,7 +25,7 @@ LINEAR_KINDS = {
     Kind.REFINE_INT4: LinearKind.INT4,
     Kind.REFINE_INT2: LinearKind.INT2,
 }
-#: Rows that add low halves.
+#: Rows that add slices of logits.
 _REFINES = (Kind.REFINE_INT4, Kind.REFINE_INT2)
 
 
@@ -109,7 +109,7 @@ def row_bytes(row: np.void, cache: CpuCache, batch: Batch) -> int:
     if kind in LINEAR_KINDS:
         used = row["over"] == TOKENS or len(batch.logits_rows) > 0
         layout = layout_of_row(row)
-        if kind in _REFINES and not batch.exact and len(batch.logits_rows) == 1:
+        if kind in _REFINES and batch.logits_use < row["code"] and len(batch.logits_rows) == 1:
             return refined_bytes(layout)
         return layout.nbytes if used else 0
     if kind != Kind.ATTEND:

@@ -62,12 +62,12 @@ class StepArrays:
         #: Where the next token of a lone sequence finds all but a few numbers as they are, see `_goes_on`.
         self._geometry: CacheGeometry | None = None
         self._slot = self._end = self._most = self._last_run = 0
-        self._wanted = (False, 0)
+        self._wanted = (0, 0)
 
     def fill(self, geometry: CacheGeometry, batch: Batch) -> tuple[np.ndarray, ...]:
         """Put a step into the arrays; the same tuple as before unless one of them had to be made anew."""
         state, lone = batch.states[0], len(batch.token_ids) == 1 == len(batch.logits_rows)
-        wanted = (batch.exact, next((c.vocab_size for c in batch.choices if c is not None), 0))
+        wanted = (int(batch.logits_use), next((c.vocab_size for c in batch.choices if c is not None), 0))
         if lone and geometry is self._geometry and self._goes_on(state, wanted):
             self._advance(int(batch.token_ids[0]))
             return self._arrays
@@ -78,7 +78,7 @@ class StepArrays:
         self._most = round_up(self._end, span_of(geometry, 0))
         return arrays
 
-    def _goes_on(self, state: SlotState, wanted: tuple[bool, int]) -> bool:
+    def _goes_on(self, state: SlotState, wanted: tuple[int, int]) -> bool:
         """Whether this is the step before with a token more, in the piece of the context that its last run ends in."""
         here = (state.slot, state.end, state.evicted, wanted)
         return here == (self._slot, self._end, 0, self._wanted) and state.end < self._most
@@ -96,7 +96,7 @@ class StepArrays:
             arrays[_COS][begin:end], arrays[_SIN][begin:end] = cos[row], sin[row]
             begin = end
 
-    def _plan(self, geometry: CacheGeometry, batch: Batch, wanted: tuple[bool, int]) -> tuple[np.ndarray, ...]:
+    def _plan(self, geometry: CacheGeometry, batch: Batch, wanted: tuple[int, int]) -> tuple[np.ndarray, ...]:
         plan = plan_step(geometry, batch, self._groups)
         self.partials, self._last_run = plan.partials, len(plan.kinds[0].runs) - 1
         bounds, joined = _joined_kinds(plan.kinds)

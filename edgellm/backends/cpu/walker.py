@@ -43,9 +43,9 @@ BEST, TOKEN = int(Kind.BEST), int(Kind.TOKEN)
 HEADS, KV_HEADS, HEAD_DIM, WORK_STRIDE, WIDE_STRIDE = range(5)
 #: Columns of `ropes`, a row a rotation: of `RopeTables`, tables counted from the start of the joined arrays.
 HALF, BY_POSITION, BY_NUMBER, BY_TURN = range(4)
-#: Elements of `counts` behind the counts of rows that `optable` names: `Batch.exact`; the ids that the next token is
-#: chosen from, 0 where it is not.
-EXACT, LIMIT = 2, 3
+#: Elements of `counts` behind the counts of rows that `optable` names: `Batch.logits_use`; the ids that the next token
+#: is chosen from, 0 where it is not.
+USE, LIMIT = 2, 3
 #: Columns of `bounds`, a row a kind of layer: where its runs, items and merges begin and end, and its tiles.
 FIRST_RUN, LAST_RUN, FIRST_ITEM, LAST_ITEM, FIRST_MERGE, LAST_MERGE, TILES = range(7)
 
@@ -69,14 +69,14 @@ def run_linear(model, space, step, op, count, planes, ith, nth):
     kind = op["kind"]
     first, last = share(ith, nth, (op["rows"] + F32_LANES - 1) // F32_LANES)
     at, out = ith * STAGE, act if kind <= LINEAR_INT4 else logits
-    coarse = step[0][EXACT] == 0 and count == 1
+    few = step[0][USE] < op["code"] and count == 1
     if kind == QUANTIZE:
         op_quantize(quads, xs, act, stage, permutations, op, count, planes, ith, nth)
     elif kind == ARRANGE:
         op_arrange(xs, act, permutations, op, count, ith, nth)
-    elif kind == REFINE_INT4 and coarse:
+    elif kind == REFINE_INT4 and few:
         op_refine_int4(logits, quads, xs, stage, weights, act, op, planes, ith, nth)
-    elif kind == REFINE_INT2 and coarse:
+    elif kind == REFINE_INT2 and few:
         op_refine_int2(logits, quads, xs, stage, weights, act, op, planes, ith, nth)
     elif kind in (LINEAR_INT4, LOGITS_INT4, REFINE_INT4):
         op_linear_int4(out, quads, xs, stage, weights, op, count, planes, first, last, at)
@@ -215,7 +215,7 @@ def run_elements(model, space, step, op, count, ith, nth):
     elif kind == PICK_ROWS:
         op_pick_rows(act, op, step[2], count, ith, nth)
     elif kind == PEAKS:
-        if step[0][EXACT] == 0 and count == 1:
+        if step[0][USE] < op["code"] and count == 1:
             op_peaks(act, op["other"], logits, width, ith, nth)
     elif kind == BEST:
         if step[0][LIMIT] > 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from edgellm.backends.cpu.arena import Arena
@@ -66,9 +68,9 @@ class Linear:
         dense_bits: int = 16,
         bias: np.ndarray | None = None,
         *,
-        halves: bool = False,
+        sliced: bool = False,
     ):
-        self.layout = plan_linear(*weight.shape, dense_bits, halves=2) if halves else layout_of(weight, dense_bits)
+        self.layout = plan_linear(*weight.shape, dense_bits, sliced=True) if sliced else layout_of(weight, dense_bits)
         self.arena = Arena(self.layout.nbytes + 256 + 4 * self.layout.blocks * self.layout.lanes)
         self.arena.take(64)  # so that no offset is 0
         self.ops, layout = np.zeros(1, LINEAR_FIELDS), self.layout
@@ -139,22 +141,22 @@ class Linear:
         assert (out[:, rows:] == 7.0).all(), "written behind the rows"
         return out[:, :rows].copy()
 
-    def half(self, number: int) -> np.void:
-        """The op's record for the first or the second half of a weight in halves, which has no bias then."""
-        ops = self.ops.copy()
-        if number == 1:
-            ops["weight"] += self.layout.half_bytes
-            ops["bias"] = -1
-        return ops[0]
+    def slices(self) -> Iterator[tuple[LinearKind, np.void]]:
+        """What each slice is stored as, and the op's record; those behind the first add to what is there."""
+        for number, (offset, layout) in enumerate(self.layout.slices):
+            ops = self.ops.copy()
+            ops["weight"] += offset
+            if number:
+                ops["bias"], ops["adds"] = -1, 1
+            yield layout.kind, ops[0]
 
     def rows_of(self, token_ids: np.ndarray, nth: int = 1) -> np.ndarray:
         """Rows by `op_embed`, float32 [T, inputs], times 0.5."""
         inputs, tokens = self.layout.inputs, len(token_ids)
         out = np.full(tokens * (inputs + 1), 7.0, np.float32)
         self.ops["out"], self.ops["out_stride"] = 0, inputs + 1
-        for half in range(self.layout.halves):
-            self.ops["adds"] = half
-            op = self.half(half)
+        self.ops["adds"] = 0
+        for kind, op in self.slices():
             for ith in range(nth):
-                op_embed(out, self.arena.bytes, op, token_ids, int(self.layout.kind), 0.5, tokens, ith, nth)
+                op_embed(out, self.arena.bytes, op, token_ids, int(kind), 0.5, tokens, ith, nth)
         return out.reshape(tokens, -1)[:, :inputs]

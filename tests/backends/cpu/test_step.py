@@ -12,7 +12,7 @@ from edgellm.backends.cpu import arena, attention_plan
 from edgellm.backends.cpu.arena import LARGE_PAGE_BYTES, aligned_zeros, populate
 from edgellm.backends.cpu.attention_plan import plan_step, rope_tables
 from edgellm.backends.cpu.step import StepArrays, _joined_kinds, _joined_tables
-from edgellm.backends.interface import Batch
+from edgellm.backends.interface import Batch, LogitsUse
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.model.rope import Rope
 from tests.backends.running import geometry, prefill
@@ -24,14 +24,14 @@ def geometry_of(*windows: int | None, context: int = 700) -> CacheGeometry:
     return CacheGeometry(context, windows, 2, 8, 64)
 
 
-def filled(arrays: StepArrays, geometry: CacheGeometry, parts: list, exact: bool = True) -> tuple:
+def filled(arrays: StepArrays, geometry: CacheGeometry, parts: list, use: LogitsUse = LogitsUse.ALL) -> tuple:
     """A step's arrays, each proven to begin with what the plan says."""
-    batch = Batch.of(parts, exact=exact)
+    batch = Batch.of(parts, logits_use=use)
     plan = plan_step(geometry, batch, 2)
     found = arrays.fill(geometry, batch)
     tables = _joined_tables([rope_tables(rope, plan) for rope in ROPES])
     bounds, joined = _joined_kinds(plan.kinds)
-    counts = [len(batch.token_ids), len(batch.logits_rows), batch.exact]
+    counts = [len(batch.token_ids), len(batch.logits_rows), batch.logits_use]
     values = (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, *tables)
     for array, value in zip(found, values, strict=True):
         np.testing.assert_array_equal(array[: len(value)], np.reshape(value, (len(value), *array.shape[1:])))
@@ -78,7 +78,8 @@ def test_token_by_token_as_planned(windows: tuple, seed: int, monkeypatch) -> No
         if (room := geometry.room(state)) is not None and room < count:
             state = state.evict(count - room)
         tokens = draw.integers(0, 999, count).tolist()
-        filled(arrays, geometry, [(state, tokens, "none" if kind > 0.99 else "last")], exact=bool(draw.random() < 0.05))
+        use = LogitsUse(draw.random() < 0.05)
+        filled(arrays, geometry, [(state, tokens, "none" if kind > 0.99 else "last")], use)
         states[slot] = state.extended(count)
 
 
