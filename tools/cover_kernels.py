@@ -20,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUND = 95
-#: Least a kernel file of its own must reach: the total hides a file that nothing runs.
+#: Least a file with kernels must reach by itself: the total hides one that nothing runs. Others, such as the one that
+#: calls the compiler (`native_build.py`), have the compiled run of the tests.
 FILE_BOUND = 80
 SOURCE = "edgellm/backends/cpu"
 
@@ -31,13 +32,15 @@ def _coverage(data: Path, *arguments: str) -> int:
 
 
 def _low_files(data: Path) -> list[str]:
-    """Files under `FILE_BOUND`, with their percentage."""
+    """Files with kernels under `FILE_BOUND`, with their percentage."""
     import coverage
 
     measured = coverage.Coverage(data_file=str(data), source=[SOURCE])
     measured.load()
     found = []
     for file in sorted((ROOT / SOURCE).glob("*.py")):
+        if "@kernel\n" not in file.read_text("utf-8"):
+            continue
         _, lines, _, missing, _ = measured.analysis2(str(file))
         reached = 100 * (1 - len(missing) / max(len(lines), 1))
         if reached < FILE_BOUND:

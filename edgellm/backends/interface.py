@@ -84,6 +84,8 @@ class Batch:
         logits_use: what the logits of those rows are for.
         choices: for `Runner.choose`, one a row of `logits_rows`: how its token is chosen, None where its logits are
             wanted. A row with a choice is its sequence's last and the only one that the sequence wants.
+        ahead: for `Runner.choose`, of one sequence whose token is its largest logit: how many tokens behind that one a
+            backend may choose in the same call, each by a step over the one before. They have room in the slot.
     """
 
     token_ids: np.ndarray
@@ -93,6 +95,7 @@ class Batch:
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     logits_use: LogitsUse = LogitsUse.ALL
     choices: tuple[Choice | None, ...] = ()
+    ahead: int = 0
 
     @classmethod
     def of(
@@ -101,6 +104,7 @@ class Batch:
         *,
         logits_use: LogitsUse = LogitsUse.ALL,
         choices: tuple[Choice | None, ...] = (),
+        ahead: int = 0,
     ) -> Batch:
         """A batch from (state, token ids, which logits) a sequence: "all", "last" or "none"."""
         ids: list[int] = []
@@ -119,6 +123,7 @@ class Batch:
             np.array(rows, np.int32),
             logits_use=logits_use,
             choices=choices,
+            ahead=ahead,
         )
 
 
@@ -127,7 +132,8 @@ class Chosen:
     """What a step gives where tokens may be chosen by the backend.
 
     Attributes:
-        tokens: int64 [R]; -1 where the row has no choice, or a logit that is NaN or infinite.
+        tokens: int64 [R]; -1 where the row has no choice, or a logit that is NaN or infinite. Behind them those that
+            were chosen of `Batch.ahead`; all but the last one have been run.
         logits: float32 [rows without a choice, V], in their order.
     """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from edgellm.backends.interface import Batch, Cache, Chosen
+from edgellm.backends.interface import Batch, Cache, Choice, Chosen
 from edgellm.backends.slots import SlotState
 from edgellm.engine.sequence import Sequence
 from edgellm.engine.slot import Slot
@@ -83,8 +83,18 @@ class Scheduler:
         wanted = [(s.slot.state, s.todo[:n], "last" if n == len(s.todo) else "none") for s, n in parts]
         choices = tuple(s.choice(self._draws) for s, n in parts if n == len(s.todo)) if self._chooses else ()
         use = max(s.request.params.logits_use for s, _ in parts)
-        batch = Batch.of(wanted, logits_use=use, choices=choices if any(choices) else ())
-        return Step(batch, tuple(parts))
+        choices, ahead = (choices, self._ahead(parts, choices)) if any(choices) else ((), 0)
+        return Step(Batch.of(wanted, logits_use=use, choices=choices, ahead=ahead), tuple(parts))
+
+    def _ahead(self, parts: list[tuple[Sequence, int]], choices: tuple[Choice | None, ...]) -> int:
+        """Tokens that a backend may choose behind the next one: those that nobody else has to wait for, that have room,
+        and that the consumer may be behind."""
+        (sequence, count), (choice, *_) = parts[0], choices
+        if len(parts) > 1 or self.waiting or choice is None or choice.temperature:
+            return 0
+        room = self.geometry.room(sequence.slot.state)
+        most = min(READ_AHEAD - len(sequence.pieces), sequence.left) - 1
+        return max(most if room is None else min(most, room - count), 0)
 
     def commit(self, step: Step, chosen: Chosen) -> None:
         """Enter a step into the books; where the runner has not chosen the next token, the sequence does now.
@@ -105,6 +115,11 @@ class Scheduler:
                     pass
                 elif is_chosen:
                     sequence.accept_token(int(chosen.tokens[row]))
+                    for token in chosen.tokens[len(choices) :]:  # of a lone sequence
+                        if sequence.over or sequence.cancelled:
+                            break
+                        sequence.slot.extend(sequence.todo)
+                        sequence.accept_token(int(token))
                 else:
                     sequence.accept(chosen.logits[free])
             except Exception as error:

@@ -108,6 +108,11 @@ class Sequence:
         """Whether only the last generated token is still to be run."""
         return len(self.todo) == 1
 
+    @property
+    def left(self) -> int:
+        """Tokens that it may still give."""
+        return (self.request.params.max_tokens or 0) - len(self.tokens)
+
     def admitted(self, slot: Slot, cached: int) -> None:
         """The sequence has got a slot that already holds `cached` tokens of the prompt."""
         self.slot = slot
@@ -145,7 +150,7 @@ class Sequence:
         self._emit(Piece(text, token, logprob))
         if stopped:
             self.finish("stop")
-        elif len(self.tokens) >= (self.request.params.max_tokens or 0):
+        elif self.left <= 0:
             self.finish("length")
 
     def finish(self, reason: str) -> None:

@@ -48,9 +48,28 @@ class ChoosingRunner(FakeRunner):
         return Chosen(tokens, logits[free])
 
 
-def choosing_engine(slots: int = 1, chunk: int = 16) -> Engine:
-    runner = ChoosingRunner()
-    return Engine(runner, runner.new_cache(geometry_of(chunk=chunk), slots), slots)
+class AheadRunner(ChoosingRunner):
+    """Takes up to `most` further steps in a call, where it may. `ahead` has how many it was allowed."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.ahead: list[int] = []
+
+    def choose(self, cache, batch: Batch, stopped=None) -> Chosen:
+        chosen = super().choose(cache, batch, stopped)
+        tokens, state = chosen.tokens.tolist(), batch.states[0].extended(len(batch.token_ids))
+        self.ahead.append(batch.ahead)
+        for _ in range(min(batch.ahead, self.most)):
+            following = Batch.of([(state, tokens[-1:], "last")], choices=batch.choices)
+            tokens += super().choose(cache, following, stopped).tokens.tolist()
+            state = state.extended(1)
+        return Chosen(np.array(tokens), chosen.logits)
+
+
+def choosing_engine(slots: int = 1, chunk: int = 16, ahead: int | None = None, context: int = 256) -> Engine:
+    runner = ChoosingRunner() if ahead is None else AheadRunner(ahead)
+    return Engine(runner, runner.new_cache(geometry_of(context, chunk), slots), slots)
 
 
 def tokens_of(engine: Engine, prompts, **options) -> list[list[int]]:
@@ -135,3 +154,32 @@ def test_a_runner_that_does_not_draw_is_asked_for_the_largest_alone() -> None:
     runner.rows.clear()
     tokens_of(engine, [[1, 2]], max_tokens=3, temperature=1.0, seed=1)
     assert runner.rows == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 3), st.integers(1, 30), st.sampled_from([24, 40, 256]), st.data())
+def test_tokens_ahead_change_nothing(most, slots, count, context, data):
+    text = FakeTokenizer().decode(greedy_ids(PROMPTS[0], 30))
+    at = data.draw(st.integers(0, len(text) - 2))
+    options = {"max_tokens": count, "context": context, "stop": data.draw(st.sampled_from([(), (text[at : at + 2],)]))}
+    found = []
+    for ahead in (None, most):
+        engine = choosing_engine(slots, 8, ahead, context)
+        answers = [tokens_of(engine, [prompt], **options) for prompt in (PROMPTS[0], PROMPTS[1])]
+        longer = [*PROMPTS[0], *answers[0][0], 7]  # what the slot holds is taken over
+        answers.append(tokens_of(engine, [longer[-20:] if context < 60 else longer], **options))
+        answers.append(tokens_of(engine, PROMPTS[:3], **options))
+        found.append(answers)
+    assert found[0] == found[1]
+
+
+def test_ahead_is_for_one_sequence_and_no_further_than_wanted():
+    engine = choosing_engine(ahead=100)
+    assert tokens_of(engine, PROMPTS[:1], max_tokens=20) == [greedy_ids(PROMPTS[0], 20)]
+    assert engine.runner.ahead == [7, 7, 3]
+    engine.runner.ahead.clear()
+    tokens_of(engine, PROMPTS[:1], max_tokens=20, temperature=0.5)
+    assert set(engine.runner.ahead) == {0}
+    engine = choosing_engine(slots=2, ahead=100)
+    tokens_of(engine, PROMPTS[:2], max_tokens=3)
+    assert engine.runner.ahead[0] == 0

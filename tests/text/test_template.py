@@ -27,7 +27,7 @@ def template(source: str) -> ChatTemplate:
     return ChatTemplate(source, name="model/chat_template.jinja", token_strings=STRINGS, clock=lambda: NOW)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_garbage_alone():
     """What other tests of the process left is not gone through again and again: 2 s of a template's 0.3."""
     gc.collect()

@@ -94,7 +94,9 @@ def _described(file: SafetensorsFile, data: np.ndarray) -> PackedWeights:
     table = json.loads(file.header.metadata[_PACKED])
     linears = {}
     for name, described in table["linears"].items():
-        layout = LinearLayout(**{**described["layout"], "kind": LinearKind(described["layout"]["kind"])})
+        shape = described["layout"]
+        kinds = {"kind": LinearKind(shape["kind"]), "rest": tuple(map(LinearKind, shape["rest"]))}
+        layout = LinearLayout(**{**shape, **kinds})
         permutation = described["permutation"]
         order = None if permutation is None else file.read(permutation)
         linears[name] = PackedLinear(layout, described["offset"], described["factor"], described["bias"], order)

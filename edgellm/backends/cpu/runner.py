@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from edgellm.errors import EngineClosed, UsageError
 from edgellm.model.program import Program
 from edgellm.simd import TARGET
 
+#: How long tokens are chosen ahead: not as long as a person sees, and less than makes a step long.
+_AHEAD_SECONDS = 0.04
 #: Steps of more tokens may take longer than a person waits for Ctrl-C, and so may one behind a step of so many seconds.
 _LONG_STEP = 16
 _LONG_SECONDS = 0.05
@@ -38,7 +41,7 @@ _NO_TIMES = np.zeros(0, np.int64)
 _NO_LOGITS, _NO_ROWS = np.zeros(1, np.float32), np.zeros((0, 0), np.float32)
 _NO_BYTES = np.zeros(1, np.uint8)
 #: Which of the walker's arguments change from step to step, counted through its tuples.
-_LOGITS, _CACHE, _PLANES, _FIRST, _LAST, _TIMES = 5, 12, 27, 28, 29, 30
+_LOGITS, _CACHE, _PLANES, _FIRST, _LAST, _AHEAD, _TIMES = 5, 12, 30, 31, 32, 33, 34
 
 walk = Native("edgellm.backends.cpu.walker", "walk", threaded=True)
 
@@ -93,7 +96,7 @@ class CpuRunner:
         self._laid_out: tuple[Any, Any] = (None, None)
         self._cache: weakref.ref[CpuCache] | None = None
         self._all_rows = (0, len(self._lowered.table))
-        self._step_seconds = 0.0
+        self._step_seconds, self._token_seconds = 0.0, math.inf
 
     def describe(self) -> Mapping[str, Any]:
         """What runs where."""
@@ -137,10 +140,7 @@ class CpuRunner:
         """One step; see `interface.Runner`. Returns logits float32 [R, V]."""
         call, logits = self._prepare(cache, batch)
         if trace is None:
-            long = len(batch.token_ids) > _LONG_STEP or self._step_seconds > _LONG_SECONDS
-            began = time.perf_counter()
-            self._walk(call, long=long, stopped=stopped)
-            self._step_seconds = time.perf_counter() - began
+            self._timed_walk(call, len(batch.token_ids), 0, stopped)
             return logits
         rows_of = self._lowered.table["program_op"]
         for index in range(len(self.program.ops)):
@@ -151,7 +151,12 @@ class CpuRunner:
 
     def choose(self, cache: CpuCache, batch: Batch, stopped: Stopped | None = None) -> Chosen:
         """One step that gives tokens where `batch.choices` says how; see `interface.ChoosingRunner`."""
-        logits = self.run(cache, batch, stopped=stopped)
+        call, logits = self._prepare(cache, batch)
+        ahead = min(batch.ahead, int(_AHEAD_SECONDS / self._token_seconds) - 1)
+        if ahead > 0 and (ahead := self._step.may_go_on(ahead)) > 0:
+            self._timed_walk(call, 1, ahead, stopped)
+            return Chosen(self._step.gone_on(ahead), _NO_ROWS)
+        self._timed_walk(call, len(batch.token_ids), 0, stopped)
         begin = self._lowered.tokens
         tokens = self._space.act[begin : begin + len(logits)].astype(np.int64)
         if None not in batch.choices:
@@ -159,6 +164,15 @@ class CpuRunner:
         others = [choice is None for choice in batch.choices]
         tokens[others] = -1
         return Chosen(tokens, logits[others])
+
+    def _timed_walk(self, call: Call, tokens: int, ahead: int, stopped: Stopped | None) -> None:
+        """The whole table, and what it took: long steps are run so that Ctrl-C and `stopped` are answered."""
+        long = tokens > _LONG_STEP or self._step_seconds > _LONG_SECONDS
+        began = time.perf_counter()
+        self._walk(call, long=long, ahead=ahead, stopped=stopped)
+        seconds = time.perf_counter() - began
+        self._step_seconds = seconds / (1 + ahead)
+        self._token_seconds = self._step_seconds if tokens == 1 else math.inf
 
     def profile(self, cache: CpuCache, batch: Batch) -> list[RowTime]:
         """One step, as `run` does it, and what each row of the op table took.
@@ -186,7 +200,7 @@ class CpuRunner:
             return call, logits
         held = (cache.data, cache.layout, cache.storage)
         groups = (self._model, (space[0], flat, *space[1:]), held, step, kinds_of(cache.geometry), planes)
-        arguments = (*groups, *self._all_rows, _NO_TIMES, self._team.sync)
+        arguments = (*groups, *self._all_rows, 0, _NO_TIMES, self._team.sync)
         if call is None:
             call = self._call = walk.prepare(*arguments)
         else:
@@ -213,6 +227,7 @@ class CpuRunner:
         rows: tuple[int, int] | None = None,
         *,
         long: bool = False,
+        ahead: int = 0,
         times: np.ndarray = _NO_TIMES,
         stopped: Stopped | None = None,
     ) -> None:
@@ -225,6 +240,7 @@ class CpuRunner:
         first, last = rows or self._all_rows
         call.replace(_FIRST, first)
         call.replace(_LAST, last)
+        call.replace(_AHEAD, ahead)
         call.replace(_TIMES, times)
         if not self._team.run(call.function, call.address, interruptible=long, stopped=stopped):
             if stopped is not None and stopped():

@@ -27,7 +27,8 @@ from edgellm.model.rope import Rope
 
 _INT64, _INT32, _FLOAT32 = np.int64, np.int32, np.float32
 #: In the order of the walker's `step`: counts, token_ids, logits_rows, tokens, runs, items, merges, bounds, cos, sin,
-#: ropes. What each is of, and its columns, 0 for an array of one dimension.
+#: ropes. What each is of, and its columns, 0 for an array of one dimension. Behind them come the cosines and sines of
+#: the `ROPE_BLOCK` positions among which a lone sequence is, and what was chosen for it.
 _KINDS = (
     (_INT64, 0),
     (_INT32, 0),
@@ -42,6 +43,9 @@ _KINDS = (
     (_INT64, 4),
 )
 _TOKEN_IDS, _TOKENS, _RUNS, _COS, _SIN = 1, 3, 4, 8, 9
+_CHOSEN = 2  # of what comes behind them
+#: Steps at most that the walker takes by itself.
+MOST_AHEAD = 16
 
 
 class StepArrays:
@@ -59,6 +63,10 @@ class StepArrays:
         self.partials = 0
         self._ropes, self._groups = ropes, groups
         self._arrays = tuple(np.zeros((1, columns) if columns else 1, dtype) for dtype, columns in _KINDS)
+        self._width = sum(rope.rotary_dim // 2 for rope in ropes)
+        self._block = -1
+        self._ahead = (*np.zeros((2, ROPE_BLOCK * self._width), _FLOAT32), np.zeros(1 + MOST_AHEAD, _INT64))
+        self._whole = self._arrays + self._ahead
         #: Where the next token of a lone sequence finds all but a few numbers as they are, see `_goes_on`.
         self._geometry: CacheGeometry | None = None
         self._slot = self._end = self._most = self._last_run = 0
@@ -70,13 +78,29 @@ class StepArrays:
         wanted = (int(batch.logits_use), next((c.vocab_size for c in batch.choices if c is not None), 0))
         if lone and geometry is self._geometry and self._goes_on(state, wanted):
             self._advance(int(batch.token_ids[0]))
-            return self._arrays
+            return self._whole
         arrays = self._plan(geometry, batch, wanted)
+        if arrays is not self._arrays:
+            self._arrays, self._whole = arrays, arrays + self._ahead
         steady = lone and not state.evicted and windows_of(geometry) == (None,)
         self._geometry = geometry if steady else None
         self._slot, self._end, self._wanted = state.slot, state.end + 1, wanted
         self._most = round_up(self._end, span_of(geometry, 0))
-        return arrays
+        return self._whole
+
+    def may_go_on(self, wanted: int) -> int:
+        """How many of `wanted` steps behind the one that is filled in the walker can take by itself, see `go_on`."""
+        if self._geometry is None:
+            return 0
+        self._hold_block(self._end // ROPE_BLOCK)
+        return min(wanted, MOST_AHEAD, self._most - self._end, ROPE_BLOCK - self._end % ROPE_BLOCK)
+
+    def gone_on(self, steps: int) -> np.ndarray:
+        """The walker has taken so many steps, fewer where a token is -1. Returns the tokens chosen, int64."""
+        chosen = self._ahead[_CHOSEN]
+        tokens = next((n for n in range(steps) if chosen[n] < 0), steps) + 1
+        self._end += tokens - 1
+        return chosen[:tokens].copy()
 
     def _goes_on(self, state: SlotState, wanted: tuple[int, int]) -> bool:
         """Whether this is the step before with a token more, in the piece of the context that its last run ends in."""
@@ -84,16 +108,27 @@ class StepArrays:
         return here == (self._slot, self._end, 0, self._wanted) and state.end < self._most
 
     def _advance(self, token_id: int) -> None:
-        """What `_plan` does for that token: a decode step waits for it, and for NumPy at every small array."""
+        """What `_plan` does for that token: a decode step waits for it, and for NumPy at every small array. The twin of
+        `go_on` of the walker."""
         arrays, number = self._arrays, self._end
         arrays[_TOKEN_IDS][0] = token_id
         arrays[_TOKENS][0, NUMBER] = arrays[_TOKENS][0, FIRST_ROW] = number
         arrays[_RUNS][self._last_run, END] = self._end = number + 1
-        begin, (block, row) = 0, divmod(number, ROPE_BLOCK)
+        block, row = divmod(number, ROPE_BLOCK)
+        self._hold_block(block)
+        width = self._width
+        arrays[_COS][:width] = self._ahead[0][row * width : (row + 1) * width]
+        arrays[_SIN][:width] = self._ahead[1][row * width : (row + 1) * width]
+
+    def _hold_block(self, block: int) -> None:
+        if block == self._block:
+            return
+        self._block, begin = block, 0
+        held = [array.reshape(ROPE_BLOCK, self._width) for array in self._ahead[:2]]
         for rope in self._ropes:
-            cos, sin = rope_block(rope, block)
-            end = begin + cos.shape[1]
-            arrays[_COS][begin:end], arrays[_SIN][begin:end] = cos[row], sin[row]
+            end = begin + rope.rotary_dim // 2
+            for array, values in zip(held, rope_block(rope, block), strict=True):
+                array[:, begin:end] = values
             begin = end
 
     def _plan(self, geometry: CacheGeometry, batch: Batch, wanted: tuple[int, int]) -> tuple[np.ndarray, ...]:
@@ -107,7 +142,7 @@ class StepArrays:
         if plan.tokens.shape[1] != arrays[_TOKENS].shape[1] or any(
             len(value) > len(array) for value, array in zip(values, arrays, strict=True)
         ):
-            arrays = self._arrays = tuple(map(_grown, arrays, values))
+            arrays = tuple(map(_grown, arrays, values))
         for array, value in zip(arrays, values, strict=True):
             array[: len(value)] = value
         return arrays

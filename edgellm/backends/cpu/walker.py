@@ -6,13 +6,17 @@ groups of arrays, so that one compile serves every model:
     model    table, weights, permutations, shape
     space    act, logits, quads, xs, stage, partials, work, wide: scratch, allocated once
     cache    data, layout, storage
-    step     counts, token_ids, logits_rows, tokens, runs, items, merges, bounds, cos, sin, ropes (`step.py`)
+    step     counts, token_ids, logits_rows, tokens, runs, items, merges, bounds, cos, sin, ropes, and of the positions
+             to come: their cosines, their sines, the tokens chosen (`step.py`)
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgellm.backends.cpu.activation import op_act_mul, op_add, op_softcap
 from edgellm.backends.cpu.attention import op_attention, op_attention_merge
+from edgellm.backends.cpu.attention_plan import END, FIRST_ROW, NUMBER, ROPE_BLOCK
 from edgellm.backends.cpu.barrier import barrier
 from edgellm.backends.cpu.best import op_best, op_token
 from edgellm.backends.cpu.cache_store import op_store_kv
@@ -238,13 +242,31 @@ MEMBERS = {
 
 
 @kernel
-def walk(model, space, cache, step, layer_kinds, planes, first, last, times, sync, ith, nth):
-    """Rows first .. last - 1 of the table, by thread `ith` of `nth`.
+def go_on(step, token):
+    """Make the step that of the next token of a lone sequence: what `StepArrays` does for a token that Python chose."""
+    token_ids, tokens, runs, bounds, cos, sin, next_cos, next_sin = (
+        step[1],
+        step[3],
+        step[4],
+        step[7],
+        step[8],
+        step[9],
+        step[11],
+        step[12],
+    )
+    number = tokens[0, NUMBER] + 1
+    token_ids[0], tokens[0, NUMBER], tokens[0, FIRST_ROW] = token, number, number
+    runs[bounds[0, LAST_RUN] - 1, END] = number + 1
+    width = next_cos.shape[0] // ROPE_BLOCK
+    begin = number % ROPE_BLOCK * width
+    for i in range(width):
+        cos[i], sin[i] = next_cos[begin + i], next_sin[begin + i]
 
-    `times`, int64 and as long as the table, gets thread 0's clock behind every row; of length 0 it gets nothing.
-    """
+
+@kernel
+def walk_once(model, space, cache, step, layer_kinds, planes, first, last, times, sync, phase, ith, nth):
+    """The rows once; the number of the next barrier, -1 where the step was given up."""
     table, counts = model[0], step[0]
-    phase = 0
     for row in range(first, last):
         op = table[row]
         kind = op["kind"]
@@ -257,7 +279,30 @@ def walk(model, space, cache, step, layer_kinds, planes, first, last, times, syn
             run_elements(model, space, step, op, count, ith, nth)
         if op["barrier"]:
             if barrier(sync, nth, phase) != 0:
-                return
+                return -1
             phase += 1
         if ith == 0 and times.shape[0] > 0:
             times[row] = ticks()
+    return phase
+
+
+@kernel
+def walk(model, space, cache, step, layer_kinds, planes, first, last, ahead, times, sync, ith, nth):
+    """Rows first .. last - 1 of the table, by thread `ith` of `nth`.
+
+    With `ahead`, the same again for the token that it chose, so many times; all tokens chosen are noted then, and a -1
+    ends it. `times`, int64 and as long as the table, gets thread 0's clock behind every row; of length 0 it gets
+    nothing.
+    """
+    phase = walk_once(model, space, cache, step, layer_kinds, planes, first, last, times, sync, 0, ith, nth)
+    chosen, out = step[13], model[0][last - 1]["out"]
+    for turn in range(ahead + 1 if ahead > 0 else 0):
+        if phase < 0 or barrier(sync, nth, phase) != 0:
+            return
+        if ith == 0:
+            chosen[turn] = np.int64(space[0][out])
+            if turn < ahead and chosen[turn] >= 0:
+                go_on(step, chosen[turn])
+        if turn == ahead or barrier(sync, nth, phase + 1) != 0 or chosen[turn] < 0:
+            return
+        phase = walk_once(model, space, cache, step, layer_kinds, planes, first, last, times, sync, phase + 2, ith, nth)

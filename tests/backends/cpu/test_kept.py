@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.backends.cpu import kept, mapped
+from edgellm.backends.cpu import kept, mapped, packed_plan
 from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.errors import OutputError
 from edgellm.model import fuse, open_model
@@ -63,8 +63,10 @@ def test_next_start_takes_the_same_bytes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str, large_pages: bool
 ) -> None:
     monkeypatch.setattr(mapped, "_large_bytes", lambda address: (1 << 40) * large_pages)
+    monkeypatch.setattr(packed_plan, "SLICED_FROM", 1)
     folder = synthetic(tmp_path, storage, model_type="qwen2")
     packed = load(folder)
+    assert packed.linears["lm_head"].layout.rest
     assert len(files(cache)) == 1
     assert (cache.stat().st_mode & 0o077) == 0
     monkeypatch.setattr(kept, "pack_weights", refuse)
