@@ -12,6 +12,7 @@ from edgellm.backends.cpu import arena, attention_plan
 from edgellm.backends.cpu.arena import LARGE_PAGE_BYTES, aligned_zeros, populate
 from edgellm.backends.cpu.attention_plan import plan_step, rope_tables
 from edgellm.backends.cpu.step import StepArrays, _joined_kinds, _joined_tables
+from edgellm.backends.cpu.walker import go_on
 from edgellm.backends.interface import Batch, LogitsUse
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.model.rope import Rope
@@ -33,7 +34,7 @@ def filled(arrays: StepArrays, geometry: CacheGeometry, parts: list, use: Logits
     bounds, joined = _joined_kinds(plan.kinds)
     counts = [len(batch.token_ids), len(batch.logits_rows), batch.logits_use]
     values = (counts, batch.token_ids, batch.logits_rows, plan.tokens, *joined, bounds, *tables)
-    for array, value in zip(found, values, strict=True):
+    for array, value in zip(found[: len(values)], values, strict=True):
         np.testing.assert_array_equal(array[: len(value)], np.reshape(value, (len(value), *array.shape[1:])))
     assert arrays.partials == plan.partials
     return found
@@ -92,6 +93,38 @@ def test_only_what_changes_is_planned(monkeypatch) -> None:
         filled(arrays, geometry, [(state, [token], "last")])
         state = state.extended(1)
     assert len(planned) == 3  # spans of 256
+
+
+def test_the_walker_goes_on_as_python_does() -> None:
+    arrays, twin, geometry = StepArrays(ROPES, 2), StepArrays(ROPES, 2), geometry_of(None)
+    state, turns, length = SlotState(0).extended(5), [], 5
+    while length < 600:
+        found, batch = arrays.fill(geometry, Batch.of([(state, [length], "last")])), None
+        steps = arrays.may_go_on(7)
+        turns.append(steps)
+        for number in range(length + 1, length + 1 + steps):
+            go_on(found, number)
+            found[13][number - length - 1] = number
+            batch = Batch.of([(SlotState(0).extended(number), [number], "last")])
+            for array, value in zip(found[:11], twin.fill(geometry, batch), strict=False):
+                np.testing.assert_array_equal(array[: len(value)], value[: len(array)])
+        found[13][steps] = 1
+        assert arrays.gone_on(steps).tolist() == [*range(length + 1, length + 1 + steps), 1]
+        length += 1 + steps
+        state = SlotState(0).extended(length)
+    assert max(turns) == 7
+    for length, steps in ((253, 2), (255, 0), (62, 1), (63, 7)):  # to the end of a span, and of a block of positions
+        arrays.fill(geometry, Batch.of([(SlotState(0).extended(length), [length], "last")]))
+        assert arrays.may_go_on(7) == steps
+
+
+def test_nothing_goes_on_behind_several_tokens_or_an_eviction() -> None:
+    arrays, geometry = StepArrays(ROPES, 2), geometry_of(None)
+    for state, ids in ((SlotState(0), [1, 2]), (SlotState(0).extended(50).evict(10), [3])):
+        arrays.fill(geometry, Batch.of([(state, ids, "last")]))
+        assert arrays.may_go_on(7) == 0
+    arrays.fill(geometry_of(None, 9), Batch.of([(SlotState(0), [1], "last")]))
+    assert arrays.may_go_on(7) == 0
 
 
 def test_a_cache_that_nobody_has_is_freed(runner) -> None:
