@@ -264,29 +264,6 @@ def go_on(step, token):
 
 
 @kernel
-def walk_once(model, space, cache, step, layer_kinds, planes, first, last, times, sync, phase, ith, nth):
-    """The rows once; the number of the next barrier, -1 where the step was given up."""
-    table, counts = model[0], step[0]
-    for row in range(first, last):
-        op = table[row]
-        kind = op["kind"]
-        count = counts[op["over"]]
-        if kind <= REFINE_INT2:
-            run_linear(model, space, step, op, count, planes, ith, nth)
-        elif kind <= ATTEND_MERGE:
-            run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth)
-        else:
-            run_elements(model, space, step, op, count, ith, nth)
-        if op["barrier"]:
-            if barrier(sync, nth, phase) != 0:
-                return -1
-            phase += 1
-        if ith == 0 and times.shape[0] > 0:
-            times[row] = ticks()
-    return phase
-
-
-@kernel
 def walk(model, space, cache, step, layer_kinds, planes, first, last, ahead, times, sync, ith, nth):
     """Rows first .. last - 1 of the table, by thread `ith` of `nth`.
 
@@ -294,15 +271,31 @@ def walk(model, space, cache, step, layer_kinds, planes, first, last, ahead, tim
     ends it. `times`, int64 and as long as the table, gets thread 0's clock behind every row; of length 0 it gets
     nothing.
     """
-    phase = walk_once(model, space, cache, step, layer_kinds, planes, first, last, times, sync, 0, ith, nth)
-    chosen, out = step[13], model[0][last - 1]["out"]
-    for turn in range(ahead + 1 if ahead > 0 else 0):
-        if phase < 0 or barrier(sync, nth, phase) != 0:
+    table, counts, chosen = model[0], step[0], step[13]
+    phase = 0
+    for turn in range(ahead + 1):
+        for row in range(first, last):
+            op = table[row]
+            kind = op["kind"]
+            count = counts[op["over"]]
+            if kind <= REFINE_INT2:
+                run_linear(model, space, step, op, count, planes, ith, nth)
+            elif kind <= ATTEND_MERGE:
+                run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth)
+            else:
+                run_elements(model, space, step, op, count, ith, nth)
+            if op["barrier"]:
+                if barrier(sync, nth, phase) != 0:
+                    return
+                phase += 1
+            if ith == 0 and times.shape[0] > 0:
+                times[row] = ticks()
+        if ahead == 0 or barrier(sync, nth, phase) != 0:
             return
         if ith == 0:
-            chosen[turn] = np.int64(space[0][out])
+            chosen[turn] = np.int64(space[0][table[last - 1]["out"]])
             if turn < ahead and chosen[turn] >= 0:
                 go_on(step, chosen[turn])
         if turn == ahead or barrier(sync, nth, phase + 1) != 0 or chosen[turn] < 0:
             return
-        phase = walk_once(model, space, cache, step, layer_kinds, planes, first, last, times, sync, phase + 2, ith, nth)
+        phase += 2
