@@ -79,14 +79,14 @@ def _zeros_u8(weights, at):
 
 def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[..., None]:
     """The kernel that puts a piece's sums for one tile of `width` columns into `stage`, or, behind the first stretch,
-    adds them to what is there; `ask` is how weights are prefetched."""
+    adds them to what is there; `ask` is how weights are prefetched, `ahead` bytes before they are read."""
     eight_inputs, dot = {2: (_crumbs, dot_u7i8), 4: (_nibbles, dot_u7i8), 8: (_bytes, dot_u8i8)}[bits]
     zeros_of = _zeros_u8 if bits == 4 else load_f16
     eights = 2 if bits == 2 else 1  # of a step
     step = _VECTOR * bits // 4 * eights  # in bytes
 
     @kernel
-    def sums_of(stage, at, g, weights, scales, zero_step, zeros, quads, column, xs, all_groups, groups, group):
+    def sums_of(stage, at, g, weights, scales, zero_step, zeros, quads, column, xs, all_groups, groups, group, ahead):
         """Groups g .. g + groups - 1 of `all_groups`; `zeros` is where the whole weight's zero points are."""
         line = scales + round_line(groups * (2 * _LANES + zero_step))
         if zero_step > 0:
@@ -106,16 +106,16 @@ def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[...,
                         first = dot(first, left, broadcast_i8x4(quads, indices(quad, 1, width)))
                         second = dot(second, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
                     quad += 2 * width
-                for ahead in range(PREFETCH_BYTES, PREFETCH_BYTES + step, ALIGNMENT):
-                    ask(weights, line + ahead)
+                for more in range(0, step, ALIGNMENT):
+                    ask(weights, line + ahead + more)
                 line += step
             if width <= 2:
                 first += second
             zero = zeros_of(weights, zeros)
             exact = fma(-zero, broadcast_f32(xs, indices(scale_at + width, 1, width)), convert_f32(first))
             sums = fma(exact * broadcast_f32(xs, indices(scale_at, 1, width)), load_f16(weights, scales), sums)
-            ask(weights, scales + PREFETCH_BYTES)
-            ask(weights, zeros + PREFETCH_BYTES)
+            ask(weights, scales + ahead)
+            ask(weights, zeros + ahead)
             scales += 2 * _LANES
             zeros += zero_step
             scale_at += 2 * width
@@ -154,7 +154,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
                         nbytes = piece_bytes(count, head_step, group_bytes)
                         sums_of(
                             stage, stage_at, g, weights, begin + (block - band) * nbytes, zero_step, op["weight"],
-                            quads, column, xs, groups, count, group
+                            quads, column, xs, groups, count, group, PREFETCH_BYTES
                         )  # fmt: skip
                         begin += height * nbytes
                         g += count
@@ -178,7 +178,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
                     at = stage_at + (block - first) * width * _LANES
                     sums_of(
                         stage, at, g, weights, piece, zero_step, op["weight"], quads, first_column, xs, groups, count,
-                        group
+                        group, PREFETCH_BYTES
                     )  # fmt: skip
                 begin += height * nbytes
                 g += count
@@ -212,6 +212,39 @@ def _make_op(bits: int) -> Callable[..., None]:
             sweep_4(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
 
     return op_linear
+
+
+def make_block(bits: int) -> Callable[..., None]:
+    """The kernel that takes one block of a weight without zero points of its own through the columns of one token."""
+    sums_1, sums_2 = (_make_sums(width, bits, prefetch_once) for width in (1, 2))
+
+    @kernel
+    def op_block(out, quads, xs, stage, weights, op, planes, block, following, at):
+        """While it reads `block` it asks for `following`, line by line: a block that follows none has nobody else who
+        does, and with a few lines asked for at a time it took twice as long."""
+        group, stretch, zeros = op["group"], op["stretch"], op["weight"]
+        groups, blocks = (op["inputs"] + group - 1) // group, (op["rows"] + _LANES - 1) // _LANES
+        group_bytes = group // 8 * (_VECTOR * bits // 4)
+        band, next_band = block // BAND * BAND, following // BAND * BAND
+        begin, next_begin = zeros + HEAD_BYTES, zeros + HEAD_BYTES
+        for g in range(0, groups, stretch):  # the bands before
+            nbytes = piece_bytes(min(stretch, groups - g), 2 * _LANES, group_bytes)
+            begin += band * nbytes
+            next_begin += next_band * nbytes
+        for g in range(0, groups, stretch):
+            count = min(stretch, groups - g)
+            nbytes = piece_bytes(count, 2 * _LANES, group_bytes)
+            piece = begin + (block - band) * nbytes
+            ahead = next_begin + (following - next_band) * nbytes - piece
+            if planes == 1:
+                sums_1(stage, at, g, weights, piece, 0, zeros, quads, 0, xs, groups, count, group, ahead)
+            else:
+                sums_2(stage, at, g, weights, piece, 0, zeros, quads, 0, xs, groups, count, group, ahead)
+            begin += min(BAND, blocks - band) * nbytes
+            next_begin += min(BAND, blocks - next_band) * nbytes
+        finish_tile(out, stage, weights, op, op["out"] + block * _LANES, at, 1, planes, block * _LANES)
+
+    return op_block
 
 
 #: op_linear(out, quads, xs, stage, weights, op, tokens, planes, first, last, at): blocks first .. last - 1, by a thread

@@ -32,7 +32,7 @@ import numpy as np
 
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import LinearKind
-from edgellm.backends.cpu.linear_int import op_linear_int2, op_linear_int4
+from edgellm.backends.cpu.linear_int import make_block
 from edgellm.backends.cpu.linear_tiles import STAGE
 from edgellm.backends.cpu.slices import refined_blocks
 from edgellm.backends.cpu.work import share
@@ -98,8 +98,17 @@ def _bound(act, at, blocks, padded, wanted):
     return low
 
 
-def make_refine(op_linear: Callable[..., None], wanted: int) -> Callable[..., None]:
-    """The op over linears of `op_linear` for `wanted` blocks."""
+@kernel
+def _next(act, at, block, blocks, bound):
+    """The first block from `block` on whose peak reaches the bound, `blocks` where none does."""
+    while block < blocks and not act[at + block] >= bound:
+        block += 1
+    return block
+
+
+def make_refine(bits: int, wanted: int) -> Callable[..., None]:
+    """The op over slices of so many bits for `wanted` blocks."""
+    op_block = make_block(bits)
 
     @kernel
     def op_refine(logits, quads, xs, stage, weights, act, op, planes, ith, nth):
@@ -107,12 +116,13 @@ def make_refine(op_linear: Callable[..., None], wanted: int) -> Callable[..., No
         padded = (blocks + _LANES - 1) // _LANES * _LANES
         bound = _bound(act, at, blocks, padded, wanted)
         first, last = share(ith, nth, _count(act, at, padded, bound))
-        number = 0
-        for block in range(blocks):
-            if act[at + block] >= bound:
-                if first <= number < last:
-                    op_linear(logits, quads, xs, stage, weights, op, 1, planes, block, block + 1, ith * STAGE)
-                number += 1
+        block = _next(act, at, 0, blocks, bound)
+        for _ in range(first):
+            block = _next(act, at, block + 1, blocks, bound)
+        for _ in range(first, last):
+            following = _next(act, at, block + 1, blocks, bound)
+            op_block(logits, quads, xs, stage, weights, op, planes, block, following, ith * STAGE)
+            block = following
 
     return op_refine
 
@@ -120,5 +130,5 @@ def make_refine(op_linear: Callable[..., None], wanted: int) -> Callable[..., No
 #: op_refine(logits, quads, xs, stage, weights, act, op, planes, ith, nth) adds one token's products of a slice, for the
 #: blocks with the highest peaks, which are at act[op.other ...] as `op_peaks` left them. The rest as in
 #: `linear_int.py`, whose op adds those of all blocks.
-op_refine_int2 = make_refine(op_linear_int2, refined_blocks(LinearKind.INT2))
-op_refine_int4 = make_refine(op_linear_int4, refined_blocks(LinearKind.INT4))
+op_refine_int2 = make_refine(2, refined_blocks(LinearKind.INT2))
+op_refine_int4 = make_refine(4, refined_blocks(LinearKind.INT4))

@@ -32,10 +32,10 @@ from tools.make_synthetic import Storage, make_synthetic
 WANTED = 8
 ROWS = 32 * F32_LANES - 3
 LINEARS = {LinearKind.INT4: op_linear_int4, LinearKind.INT2: op_linear_int2}
-REFINES = {kind: make_refine(op, WANTED) for kind, op in LINEARS.items()}
+REFINES = {kind: make_refine(16 >> kind, WANTED) for kind in LINEARS}
 CONFIG = {
     "model_type": "llama",
-    "hidden_size": 32,
+    "hidden_size": 128,
     "intermediate_size": 64,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -224,7 +224,7 @@ def test_a_model_gives_the_same_token_and_says_what_it_reads(
         assert 0 < (found == exact).mean() < 1 + WITHOUT_JIT
         assert np.linalg.norm(found - exact) < most * np.linalg.norm(exact)
     work = {head: runner.describe()["work"]["weight_bytes"] for head, runner in runners.items()}
-    assert WITHOUT_JIT or work[sliced] < (0.6 if bits == 8 else 0.95) * work[whole]
+    assert WITHOUT_JIT or work[sliced] < (0.65 if bits == 8 else 0.95) * work[whole]
     for made in runners.values():
         made.close()
 
