@@ -103,8 +103,9 @@ class SamplingParams:
 
     @property
     def logits_use(self) -> LogitsUse:
-        """What the logits are for: all count for log-probabilities, and with a bias, which can lift any token."""
-        if self.logprobs is not None or self.logit_bias:
+        """What the logits are for: all count for log-probabilities, and where a token far below can be lifted."""
+        least = min(self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
+        if self.logprobs is not None or self.logit_bias or least < 0:
             return LogitsUse.ALL
         few = self.temperature == 0 or 0 < self.top_k <= _FEW or self.min_p >= 1 / _FEW
         return LogitsUse.LARGEST if few else LogitsUse.DRAWN

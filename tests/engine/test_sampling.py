@@ -78,6 +78,10 @@ def test_the_options_a_caller_may_give_are_those_of_the_params():
         ({"temperature": 0.7, "top_p": 0.5}, LogitsUse.DRAWN),
         ({"logprobs": 0}, LogitsUse.ALL),
         ({"logit_bias": {3: 5.0}}, LogitsUse.ALL),
+        ({"repetition_penalty": 0.9}, LogitsUse.ALL),
+        ({"presence_penalty": -0.1}, LogitsUse.ALL),
+        ({"frequency_penalty": -0.1, "presence_penalty": 1}, LogitsUse.ALL),
+        ({"frequency_penalty": 0.1, "presence_penalty": 1}, LogitsUse.LARGEST),
     ],
 )
 def test_what_logits_are_for(options, use):
