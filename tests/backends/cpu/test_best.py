@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgellm.backends.cpu import runner as runner_module
 from edgellm.backends.cpu.best import op_best, op_token
 from edgellm.backends.cpu.choosing import PARTS, part_size
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.interface import Batch, Choice
 from edgellm.backends.slots import SlotState
+from tests.backends.cpu.kernels import WITHOUT_JIT
 from tests.backends.cpu.test_model import load_cpu
 from tests.backends.running import geometry
 from tests.golden_models import GOLDEN_FOLDER
@@ -66,19 +68,21 @@ def test_a_runner_chooses_where_it_is_told_to_and_gives_logits_elsewhere() -> No
 
 
 @pytest.mark.parametrize("name", ["tinyllama", "qwen2-mixed-window"])
-def test_tokens_ahead_are_those_of_steps_one_by_one(name: str) -> None:
+def test_tokens_ahead_are_those_of_steps_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "_AHEAD_SECONDS", 1e9)
+    wanted = 23 if WITHOUT_JIT else 150
     runner = load_cpu(GOLDEN_FOLDER / name)
     vocab = runner.program.config.vocab_size
     shape = geometry(runner, 512, 8)
     caches = [runner.new_cache(shape, 1) for _ in range(2)]
     ids, greedy = [3, 4, 5], (Choice(vocab),)
     state, one_by_one = SlotState(0), []
-    for _ in range(150):
+    for _ in range(wanted):
         batch = Batch.of([(state, ids if state.length == 0 else one_by_one[-1:], "last")], choices=greedy)
         one_by_one.append(int(runner.choose(caches[0], batch).tokens[0]))
         state = state.extended(len(batch.token_ids))
     state, found, most = SlotState(0), [], 0
-    while len(found) < 150:
+    while len(found) < wanted:
         ahead = len(found) % 12
         batch = Batch.of([(state, ids if state.length == 0 else found[-1:], "last")], choices=greedy, ahead=ahead)
         tokens = runner.choose(caches[1], batch).tokens.tolist()
@@ -86,12 +90,13 @@ def test_tokens_ahead_are_those_of_steps_one_by_one(name: str) -> None:
         most = max(most, len(tokens))
         found += tokens
         state = state.extended(len(batch.token_ids) + len(tokens) - 1)
-    assert found[:150] == one_by_one
+    assert found[:wanted] == one_by_one
     assert most == (12 if name == "tinyllama" else 1)  # where windows differ, Python plans every step
     runner.close()
 
 
-def test_a_token_that_cannot_be_chosen_ends_what_is_done_ahead() -> None:
+def test_a_token_that_cannot_be_chosen_ends_what_is_done_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "_AHEAD_SECONDS", 1e9)
     runner = load_cpu(GOLDEN_FOLDER / "tinyllama")
     vocab = runner.program.config.vocab_size
     cache, state = runner.new_cache(geometry(runner, 64, 8), 1), SlotState(0)
