@@ -120,6 +120,8 @@ def make_refine(bits: int, wanted: int) -> Callable[..., None]:
         for _ in range(first):
             block = _next(act, at, block + 1, blocks, bound)
         for _ in range(first, last):
+            if block >= blocks:  # of fewer blocks than lanes all are taken, and what fills their vector up was counted
+                return
             following = _next(act, at, block + 1, blocks, bound)
             op_block(logits, quads, xs, stage, weights, op, planes, block, following, ith * STAGE)
             block = following

@@ -233,7 +233,7 @@ def run_elements(model, space, step, op, count, ith, nth):
 
 #: How a first start divides the work of compiling (`native_apart.py`): what a helper does, what is done meanwhile, and
 #: what the parameters of those are called in the groups that `walk` takes.
-APART = ("op_refine_int4", "op_refine_int2", "op_linear_int8")
+APART = ("op_linear_int4", "op_linear_int2", "op_linear_int8", "op_refine_int4", "op_refine_int2")
 MEANWHILE = ("run_attention", "run_elements", "op_linear_f16")
 MEMBERS = {
     "model": ("table", "weights", "permutations", "shape"),
