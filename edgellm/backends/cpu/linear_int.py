@@ -221,7 +221,7 @@ def make_block(bits: int) -> Callable[..., None]:
     @kernel
     def op_block(out, quads, xs, stage, weights, op, planes, block, following, at):
         """While it reads `block` it asks for `following`, line by line: a block that follows none has nobody else who
-        does, and with a few lines asked for at a time it took twice as long."""
+        does, and with a few lines asked for at a time it took half as long again."""
         group, stretch, zeros = op["group"], op["stretch"], op["weight"]
         groups, blocks = (op["inputs"] + group - 1) // group, (op["rows"] + _LANES - 1) // _LANES
         group_bytes = group // 8 * (_VECTOR * bits // 4)
