@@ -20,7 +20,7 @@ With `NUMBA_DISABLE_JIT=1` the same kernel runs as plain Python, with every acce
     bits        & | ^ ~ << >> low_nibbles high_nibbles bitcast_*
     compare     < <= > >= == != select
     convert     convert_f32 convert_i32 round_i32 widen_low widen_high
-    dot         dot_u7i8 dot_u8i8 dot_i8i8: four bytes into each 32-bit lane
+    dot         dot_u7i8 dot_u8i8 dot_i8i8: four bytes into each 32-bit lane; dot_i16i16: two words
     tiles       tile indices tile_set: several vectors at once, in registers, by every op and operator
     shuffle     table_lookup interleave_low interleave_high concat_even concat_odd
     reduce      reduce_add reduce_max

@@ -1,4 +1,4 @@
-"""Products of bytes summed into 32-bit lanes, four by four."""
+"""Products of bytes summed into 32-bit lanes, four by four, and of 16-bit words, two by two."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from llvmlite import ir
 
 from edgellm.simd.lowering import LOWERING
 from edgellm.simd.operation import Emitter, form, operation
-from edgellm.simd.vector import I8, I32, U8
+from edgellm.simd.vector import I8, I16, I32, U8
 
 
 @operation(form(I32, I32, U8, I8))
@@ -25,3 +25,9 @@ def dot_u7i8(emit: Emitter, acc: ir.Value, u: ir.Value, s: ir.Value) -> ir.Value
 def dot_i8i8(emit: Emitter, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
     """acc + the products of each lane's four signed bytes, exact for every byte; wraps around."""
     return LOWERING.dot_i8i8(emit, acc, a, b)
+
+
+@operation(form(I32, I32, I16, I16))
+def dot_i16i16(emit: Emitter, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """acc + a0 * b0 + a1 * b1 of each lane's two signed words; wraps around."""
+    return LOWERING.dot_i16i16(emit, acc, a, b)

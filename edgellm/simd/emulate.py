@@ -218,6 +218,13 @@ def dot_i8i8(acc: Vector, a: Vector, b: Vector) -> Vector:
     return _dot(acc, a, b, I8)
 
 
+def dot_i16i16(acc: Vector, a: Vector, b: Vector) -> Vector:
+    same_kind(acc, allowed=(I32,))
+    same_kind(a, b, allowed=(I16,))
+    sums = (a.lanes.astype(np.int64) * b.lanes).reshape(-1, 2).sum(1)
+    return Vector(I32, (acc.lanes + sums).astype(np.int32))
+
+
 def _cell(array: np.ndarray, index: int) -> int:
     if array.ndim != 1 or array.dtype != np.int64:
         raise TypeError(f"atomics are of int64 arrays, not {array.dtype}")

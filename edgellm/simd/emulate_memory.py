@@ -115,6 +115,11 @@ def store_i32_to_i8(array: np.ndarray, index: int, value: Vector) -> None:
     _write(array, index, value.lanes.clip(-128, 127).astype(np.int8), ())
 
 
+def store_i32_to_i16(array: np.ndarray, index: int, value: Vector) -> None:
+    same_kind(value, allowed=(I32,))
+    _write(array, index, value.lanes.clip(-(2**15), 2**15 - 1).astype(np.int16), _HALVES)
+
+
 def store_quads(array: np.ndarray, index: int, stride: int, value: Vector) -> None:
     same_kind(value, allowed=(I32,))
     for quad, word in enumerate(value.lanes.astype(np.int8).view(np.int32)):

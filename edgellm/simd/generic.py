@@ -38,6 +38,15 @@ class Generic:
             acc = builder.add(acc, builder.mul(left, right))
         return acc
 
+    def dot_i16i16(self, emit: Emitter, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """acc + the products of two neighbouring words, the lower ones and the upper ones in 32-bit lanes."""
+        builder = emit.builder
+        a, b = builder.bitcast(a, acc.type), builder.bitcast(b, acc.type)
+        sixteen = constant(acc.type, 16)
+        lower = [builder.ashr(builder.shl(value, sixteen), sixteen) for value in (a, b)]
+        upper = [builder.ashr(value, sixteen) for value in (a, b)]
+        return builder.add(builder.add(acc, builder.mul(*lower)), builder.mul(*upper))
+
     def table_lookup(self, emit: Emitter, table: ir.Value, index: ir.Value) -> ir.Value:
         """LLVM has no shuffle by variable lanes: one compare and select for each of the 16 entries of a block."""
         builder = emit.builder

@@ -133,10 +133,21 @@ def store_bf16(emit: Emitter, array: ir.Value, index: ir.Value, value: ir.Value)
 @operation(form(types.void, ArrayOf(written=True), _INDEX, I32))
 def store_i32_to_i8(emit: Emitter, array: ir.Value, index: ir.Value, value: ir.Value) -> None:
     """The lanes as signed bytes, what lies outside -128 .. 127 at the nearer end."""
-    name, kind = f".v{I32.lanes}i32", I32.llvm
-    capped = emit.call("llvm.smin" + name, kind, value, constant(kind, 127))
-    capped = emit.call("llvm.smax" + name, kind, capped, constant(kind, -128))
-    _write(emit, array, index, emit.builder.trunc(capped, ir.VectorType(_BYTE, I32.lanes)))
+    _write(emit, array, index, _narrowed(emit, value, _BYTE))
+
+
+@operation(form(types.void, ArrayOf(*_HALVES, written=True), _INDEX, I32))
+def store_i32_to_i16(emit: Emitter, array: ir.Value, index: ir.Value, value: ir.Value) -> None:
+    """The lanes as signed words, what lies outside -32768 .. 32767 at the nearer end."""
+    _write(emit, array, index, _narrowed(emit, value, _HALF))
+
+
+def _narrowed(emit: Emitter, value: ir.Value, element: ir.IntType) -> ir.Value:
+    """32-bit lanes as signed `element`, what does not fit at the nearer end."""
+    name, kind, top = f".v{I32.lanes}i32", I32.llvm, 2 ** (element.width - 1)
+    capped = emit.call("llvm.smin" + name, kind, value, constant(kind, top - 1))
+    capped = emit.call("llvm.smax" + name, kind, capped, constant(kind, -top))
+    return emit.builder.trunc(capped, ir.VectorType(element, I32.lanes))
 
 
 @operation(form(types.void, ArrayOf(types.int32, written=True), _INDEX, _INDEX, I32))

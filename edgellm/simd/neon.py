@@ -33,6 +33,12 @@ class Neon(HalfHardware):
         sums = emit.call("llvm.aarch64.neon.saddlp.v8i16.v16i8", _I16X8, s)
         return builder.add(lowered, builder.shl(self._widen_pairs(emit, sums), constant(_I32X4, 7)))
 
+    def dot_i16i16(self, emit: Emitter, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Products of words in 32 bits, added pairwise."""
+        pairs = zip(emit.halves(a), emit.halves(b), strict=True)
+        products = [emit.call("llvm.aarch64.neon.smull.v4i32", _I32X4, *pair) for pair in pairs]
+        return emit.builder.add(acc, emit.call("llvm.aarch64.neon.addp.v4i32", _I32X4, *products))
+
     def table_lookup(self, emit: Emitter, table: ir.Value, index: ir.Value) -> ir.Value:
         return emit.call("llvm.aarch64.neon.tbl1.v16i8", table.type, table, index)
 

@@ -19,6 +19,7 @@ if config.DISABLE_JIT:
         convert_f32,
         convert_i32,
         dot_i8i8,
+        dot_i16i16,
         dot_u7i8,
         dot_u8i8,
         first_n,
@@ -72,6 +73,7 @@ if config.DISABLE_JIT:
         store_bf16,
         store_f16,
         store_i32_to_i8,
+        store_i32_to_i16,
         store_n,
         store_quads,
     )
@@ -114,7 +116,7 @@ else:
         widen_high,
         widen_low,
     )
-    from edgellm.simd.dot import dot_i8i8, dot_u7i8, dot_u8i8
+    from edgellm.simd.dot import dot_i8i8, dot_i16i16, dot_u7i8, dot_u8i8
     from edgellm.simd.memory import (
         broadcast_f32,
         broadcast_i8x4,
@@ -136,6 +138,7 @@ else:
         store_bf16,
         store_f16,
         store_i32_to_i8,
+        store_i32_to_i16,
         store_n,
         store_quads,
     )
@@ -173,6 +176,7 @@ __all__ = [
     "convert_f32",
     "convert_i32",
     "dot_i8i8",
+    "dot_i16i16",
     "dot_u7i8",
     "dot_u8i8",
     "first_n",
@@ -211,6 +215,7 @@ __all__ = [
     "store_bf16",
     "store_f16",
     "store_i32_to_i8",
+    "store_i32_to_i16",
     "store_n",
     "store_quads",
     "table_lookup",

@@ -7,7 +7,6 @@ from llvmlite import ir
 from edgellm.simd.generic import Generic, HalfHardware
 from edgellm.simd.operation import LLVM_VERSION, Emitter, constant
 
-_I8 = ir.IntType(8)
 _I16 = ir.IntType(16)
 _I64 = ir.IntType(64)
 
@@ -49,6 +48,9 @@ class Avx2(X86Waiting, HalfHardware):
         odd = [builder.ashr(value, eight) for value in (a, b)]
         return builder.add(builder.add(acc, self._add_pairs(emit, *even)), self._add_pairs(emit, *odd))
 
+    def dot_i16i16(self, emit: Emitter, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        return emit.builder.add(acc, self._add_pairs(emit, a, b))
+
     def table_lookup(self, emit: Emitter, table: ir.Value, index: ir.Value) -> ir.Value:
         return emit.call("llvm.x86.avx2.pshuf.b", table.type, table, index)
 
@@ -61,15 +63,13 @@ class Avx2(X86Waiting, HalfHardware):
 
 
 class VnniDots:
-    """Dot products by vpdpbusd, which keeps all 32 bits, so that u may be any byte."""
+    """Dot products by vpdpbusd, which keeps all 32 bits, so that u may be any byte, and by vpdpwssd."""
 
     vpdpbusd: str
+    vpdpwssd: str
 
     def dot_u8i8(self, emit: Emitter, acc: ir.Value, u: ir.Value, s: ir.Value) -> ir.Value:
-        # From LLVM 22 on the intrinsic takes the bytes as bytes, before as 32-bit lanes.
-        kind = ir.VectorType(_I8, acc.type.count * 4) if LLVM_VERSION >= 22 else acc.type
-        u, s = emit.builder.bitcast(u, kind), emit.builder.bitcast(s, kind)
-        return emit.call(self.vpdpbusd, acc.type, acc, u, s)
+        return self._call(emit, self.vpdpbusd, acc, u, s)
 
     def dot_u7i8(self, emit: Emitter, acc: ir.Value, u: ir.Value, s: ir.Value) -> ir.Value:
         return self.dot_u8i8(emit, acc, u, s)
@@ -80,8 +80,18 @@ class VnniDots:
         lifted = self.dot_u8i8(emit, acc, emit.builder.xor(a, top), b)
         return emit.builder.sub(lifted, self.dot_u8i8(emit, constant(acc.type, 0), top, b))
 
+    def dot_i16i16(self, emit: Emitter, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._call(emit, self.vpdpwssd, acc, a, b)
+
+    def _call(self, emit: Emitter, name: str, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """From LLVM 22 on the intrinsics take bytes and words as such, before as 32-bit lanes."""
+        if LLVM_VERSION < 22:
+            a, b = emit.builder.bitcast(a, acc.type), emit.builder.bitcast(b, acc.type)
+        return emit.call(name, acc.type, acc, a, b)
+
 
 class AvxVnni(VnniDots, Avx2):
     """AVX2 and the 256-bit vpdpbusd, of AVX-VNNI or of AVX-512 VNNI with vector lengths."""
 
     vpdpbusd = "llvm.x86.avx512.vpdpbusd.256"
+    vpdpwssd = "llvm.x86.avx512.vpdpwssd.256"

@@ -13,6 +13,7 @@ class Avx512Vnni(VnniDots, X86Waiting, HalfHardware):
     """F, BW, DQ, VL and VNNI: Ice Lake and Zen 4 on."""
 
     vpdpbusd = "llvm.x86.avx512.vpdpbusd.512"
+    vpdpwssd = "llvm.x86.avx512.vpdpwssd.512"
 
     def table_lookup(self, emit: Emitter, table: ir.Value, index: ir.Value) -> ir.Value:
         return emit.call("llvm.x86.avx512.pshuf.b.512", table.type, table, index)

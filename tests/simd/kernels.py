@@ -29,6 +29,7 @@ from edgellm.simd import (
     convert_f32,
     convert_i32,
     dot_i8i8,
+    dot_i16i16,
     dot_u7i8,
     dot_u8i8,
     exp,
@@ -70,6 +71,7 @@ from edgellm.simd import (
     store_bf16,
     store_f16,
     store_i32_to_i8,
+    store_i32_to_i16,
     store_n,
     store_quads,
     table_lookup,
@@ -125,8 +127,8 @@ def elementary(a, out):
 
 
 @njit(nogil=True)
-def converts(floats, words, out_f, out_i, halves, bytes_out):
-    """float32 [n], int32 [n] -> float32 [3, n], int32 [1, n], uint16 [2, n], int8 [n]: there and back again."""
+def converts(floats, words, out_f, out_i, halves, bytes_out, words_out):
+    """float32 [n], int32 [n] -> float32 [3, n], int32 [1, n], uint16 [2, n], int8 [n], int16 [n]: there and back."""
     for i in range(0, floats.shape[0], F32_LANES):
         x = load_f32(floats, i)
         store(out_i[0], i, convert_i32(x))
@@ -136,6 +138,7 @@ def converts(floats, words, out_f, out_i, halves, bytes_out):
         store(out_f[1], i, load_f16(halves[0], i))
         store(out_f[2], i, load_bf16(halves[1], i))
         store_i32_to_i8(bytes_out, i, load_i32(words, i))
+        store_i32_to_i16(words_out, i, load_i32(words, i))
 
 
 @njit(nogil=True)
@@ -223,6 +226,13 @@ def dots(u, s, acc, out):
         store(out[0], i // 4, dot_u8i8(start, x, y))
         store(out[1], i // 4, dot_u7i8(start, x & splat_u8(127), y))
         store(out[2], i // 4, dot_i8i8(start, bitcast_i8(x), y))
+
+
+@njit(nogil=True)
+def word_dots(a, b, acc, out):
+    """int16 [n] twice, int32 [n / 2] -> dot_i16i16."""
+    for i in range(0, a.shape[0], I16_LANES):
+        store(out, i // 2, dot_i16i16(load_i32(acc, i // 2), load_i16(a, i), load_i16(b, i)))
 
 
 BYTE_ROWS = ("low_nibbles", "high_nibbles", "lookup", "lookup_signed", "low", "high", "even", "odd", "block", "quad")

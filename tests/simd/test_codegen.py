@@ -125,10 +125,12 @@ def test_the_loop_is_load_and_shift_and_vpdpbusd(kernel, tokens: int) -> None:
 def arm_assembly(lowering, op: str, cpu: str) -> str:
     """AArch64 code of acc + four products of bytes, of a table look-up, of waiting or of a conversion."""
     words, octets = ir.VectorType(ir.IntType(32), 4), ir.VectorType(ir.IntType(8), 16)
+    halves = ir.VectorType(ir.IntType(16), 8)
     kinds = {
         "dot_u7i8": (words, [words, octets, octets]),
         "dot_u8i8": (words, [words, octets, octets]),
         "dot_i8i8": (words, [words, octets, octets]),
+        "dot_i16i16": (words, [words, halves, halves]),
         "table_lookup": (octets, [octets, octets]),
         "half_to_float": (ir.VectorType(ir.FloatType(), 4), [ir.VectorType(ir.IntType(16), 4)]),
         "float_to_half": (ir.VectorType(ir.IntType(16), 4), [ir.VectorType(ir.FloatType(), 4)]),
@@ -173,6 +175,7 @@ def test_arm_with_dot_products(op: str, instructions: str) -> None:
     [
         ("dot_u7i8", "smull smull2 addp sadalp ret"),
         ("dot_i8i8", "smull smull2 saddlp saddlp addp add ret"),
+        ("dot_i16i16", "smull smull2 addp add ret"),
     ],
 )
 def test_arm_without_dot_products(op: str, instructions: str) -> None:

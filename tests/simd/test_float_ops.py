@@ -136,12 +136,13 @@ def converted():
     words = np.concatenate(
         [
             np.array([0, 1, -1, 2**31 - 1, -(2**31), 2**24 + 1, 2**24 + 3, 127, 128, -128, -129, 2**30 + 64], np.int32),
-            np.random.default_rng(4).integers(-(2**31), 2**31, 116).astype(np.int32),
+            np.array([2**15 - 1, 2**15, -(2**15), -(2**15) - 1], np.int32),
+            np.random.default_rng(4).integers(-(2**31), 2**31, 112).astype(np.int32),
         ]
     )
     out_f, out_i = np.empty((3, 128), np.float32), np.empty((1, 128), np.int32)
-    halves, saturated = np.empty((2, 128), np.uint16), np.empty(128, np.int8)
-    kernels.converts(values, words, out_f, out_i, halves, saturated)
+    halves, saturated = np.empty((2, 128), np.uint16), (np.empty(128, np.int8), np.empty(128, np.int16))
+    kernels.converts(values, words, out_f, out_i, halves, *saturated)
     return listed(values), listed(words), out_f, out_i, halves, saturated
 
 
@@ -167,9 +168,11 @@ def test_integers_to_floats(converted) -> None:
     assert listed(out_f[0]) == [plain.f32(float(word)) for word in words]
 
 
-def test_words_saturate_to_bytes(converted) -> None:
+@pytest.mark.parametrize("bits", [8, 16])
+def test_integers_saturate(converted, bits: int) -> None:
     _, words, _, _, _, saturated = converted
-    assert listed(saturated) == [min(max(word, -128), 127) for word in words]
+    end = 2 ** (bits - 1)
+    assert listed(saturated[bits // 16]) == [min(max(word, -end), end - 1) for word in words]
 
 
 @pytest.mark.parametrize(("row", "bits_of"), [(0, plain.half_bits), (1, plain.bfloat_bits)], ids=["f16", "bf16"])

@@ -73,3 +73,17 @@ def test_dot_products() -> None:
     for row, left in enumerate((u, [x & 127 for x in u], [plain.wrap(x, 8) for x in u])):
         sums = [sum(left[4 * i + k] * s[4 * i + k] for k in range(4)) for i in range(128)]
         assert listed(out[row]) == [plain.wrap(a + x, 32) for a, x in zip(acc, sums, strict=True)]
+
+
+def test_dot_products_of_words() -> None:
+    a, b = integer_values(np.int16, 256, 8), integer_values(np.int16, 256, 9)
+    acc = integer_values(np.int32, 128, 10)
+    ends = [(-32768, -32768), (32767, 32767), (32767, -32768), (-32768, 1), (0, -32768)]
+    for block, (x, y) in enumerate(ends):  # two times 2^30 leave 32 bits, and wrap
+        a[8 * block : 8 * block + 4], b[8 * block : 8 * block + 4] = x, y
+    acc[:2] = [2**31 - 1, -(2**31)]
+    out = np.empty(128, np.int32)
+    kernels.word_dots(a, b, acc, out)
+    a, b, acc = listed(a), listed(b), listed(acc)
+    sums = [a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1] for i in range(128)]
+    assert listed(out) == [plain.wrap(start + x, 32) for start, x in zip(acc, sums, strict=True)]

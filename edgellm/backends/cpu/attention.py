@@ -2,10 +2,11 @@
 
 A piece of work is one item of a plan and one KV head: its queries are the heads of that KV head of COUNT tokens, so a
 key or value that is read serves them all and nothing is repeated. For each chunk the scores of all queries, their
-weights, then the values. Few queries read the cache as it is stored; many have the chunk widened to float32 first.
+weights, then the values. Few queries read the cache as it is stored; many have the chunk turned into words first, see
+`attention_words`, or into float32 where the processor is no faster with words or the cache is float32.
 
     work, a thread's    [queries][depth] q | [queries][CHUNK] scores | [queries][depth] sums |
-                        [queries] each of the softmax's statistics
+                        [queries] each of the softmax's statistics | scales of words, see `attention_words`
     partials            [number][H][depth + F32_LANES]: sums, then m and the sum of p; `op_attention_merge` joins them
 
 All results depend on the plan alone, not on the number of threads.
@@ -38,7 +39,8 @@ from edgellm.backends.cpu.attention_products import (
     values_i8,
     widen,
 )
-from edgellm.backends.cpu.attention_softmax import LOWEST, weigh, weight_of
+from edgellm.backends.cpu.attention_softmax import LOG2_E, LOWEST, weigh, weight_of
+from edgellm.backends.cpu.attention_words import WORDS, meet_chunk, narrow_queries
 from edgellm.backends.cpu.cache import CHUNK, CHUNK_BYTES, HEAD_BYTES, START
 from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.rope import turn_head
@@ -56,7 +58,7 @@ from edgellm.simd import (
     zero_f32,
 )
 
-#: More queries than these have keys and values widened once for all of them.
+#: More queries than these have keys and values turned into words or floats once for all of them.
 _DIRECT_QUERIES = 8
 _SCALE_BYTES = 4
 
@@ -72,7 +74,8 @@ def _load_queries(work, q, act, source, stride, count, groups, head_dim, depth, 
         head = source + r // groups * stride + r % groups * head_dim
         for i in range(0, whole, F32_LANES):
             store(work, at + i, load_f32(act, head + i) * factor)
-        store_n(work, at + whole, load_n_f32(act, head + whole, rest) * factor, rest)
+        if rest > 0:  # with zeros up to a whole vector, which words are made of
+            store(work, at + whole, load_n_f32(act, head + whole, rest) * factor)
         if half > 0:
             turn_head(work, at, work, at, cos, sin, table, half)
 
@@ -136,13 +139,19 @@ def _attend_run(
         values = keys + part_bytes
         key_scales = values + part_bytes
         value_scales = key_scales + CHUNK * _SCALE_BYTES
-        _score(work, q, s, queries, depth, head_dim, cache, keys, storage, wide, wide_at, first, last)
         newest = oldest - origin
-        weigh(
-            work, s, f, capacity, queries, groups, newest, window, first, last, cap, cache, key_scales, value_scales,
-            storage
-        )  # fmt: skip
-        _sum_values(work, s, a, f, queries, depth, cache, values, storage, wide, wide_at, first, last)
+        if WORDS and queries > _DIRECT_QUERIES and storage > 0:
+            meet_chunk(
+                work, s, a, f, capacity, queries, groups, depth, wide, wide_at, cache, keys, values, key_scales,
+                value_scales, storage, newest, window, first, last, cap
+            )  # fmt: skip
+        else:
+            _score(work, q, s, queries, depth, head_dim, cache, keys, storage, wide, wide_at, first, last)
+            weigh(
+                work, s, f, capacity, queries, groups, newest, window, first, last, cap, cache, key_scales,
+                value_scales, storage
+            )  # fmt: skip
+            _sum_values(work, s, a, f, queries, depth, cache, values, storage, wide, wide_at, first, last)
 
 
 @kernel(inline="always")
@@ -173,6 +182,8 @@ def _attend(
             on = half if turn >= 0 else 0
             table = by_turn + turn * half
             _load_queries(work, q, act, source, q_stride, count, groups, head_dim, depth, scale, cos, sin, table, on)
+            if WORDS and queries > _DIRECT_QUERIES and storage > 0:
+                narrow_queries(wide, wide_at, work, q, f, capacity, queries, depth)
             loaded = turn
         _attend_run(
             work, q, capacity, queries, groups, depth, head_dim, cache, head, stride, storage, wide, wide_at, begin,
@@ -222,10 +233,11 @@ def op_attention(
         cache, layout, storage: of a `CpuCache`; `layer` is the row of `layout`.
         tokens, runs, items, tiles: of a `StepPlan` and its kind.
         cos, sin, by_turn, half: of `RopeTables`.
-        cap: of the scores, 0 for none. window: in tokens, 0 for none.
+        scale, cap: of the scores, no cap where it is 0. window: in tokens, 0 for none.
         work, wide: scratch, thread i's from i * `work_stride`, i * `wide_stride` on, see `attention_scratch`.
     """
     groups = heads // kv_heads
+    scale, cap = scale * LOG2_E, cap * LOG2_E
     depth = (head_dim + F32_LANES - 1) // F32_LANES * F32_LANES
     capacity = (max(TILE_QUERIES, groups) + LINE_FLOATS - 1) // LINE_FLOATS * LINE_FLOATS
     q = ith * work_stride

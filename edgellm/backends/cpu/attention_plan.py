@@ -42,7 +42,7 @@ PARTS = 3  # of a merge: TOKEN, COUNT, PARTIAL at 2, PARTS
 MERGE_PARTIAL = 2
 
 #: Queries (tokens times heads of a KV head) of a tile.
-TILE_QUERIES = 64
+TILE_QUERIES = 128
 #: Up to so many tokens are cut along the context.
 SPLIT_TOKENS = 8
 #: Rows of a span, unless the context is so long that there would be more than about `_SPANS`.

@@ -7,8 +7,8 @@ from edgellm.backends.cpu.cache import CHUNK
 from edgellm.backends.cpu.layout import round_up
 from edgellm.simd.target import F32_LANES
 
-#: Floats of the softmax's statistics that attention keeps for a query.
-STATISTICS = 4
+#: Floats of the softmax's statistics that attention keeps for a query, and the scale of the query's words.
+STATISTICS = 7
 #: Where packing a dense weight keeps a block's columns, behind two squares of LANES by LANES.
 PACK_COLUMNS = 2 * F32_LANES * F32_LANES
 #: Words of a line that `regroup` turns, and floats of scratch that it needs.
@@ -22,7 +22,8 @@ def attention_scratch(head_dim: int, groups: int) -> tuple[int, int]:
     """(float32, bytes) of scratch that a thread of `op_attention` needs, whole cache lines."""
     queries = round_up(max(TILE_QUERIES, groups), LINE_FLOATS)
     depth = round_up(head_dim, F32_LANES)
-    return queries * (2 * depth + CHUNK + STATISTICS) + F32_LANES, CHUNK * depth * 4
+    floats = queries * (2 * depth + CHUNK + STATISTICS) + max(CHUNK, depth) + F32_LANES
+    return floats, max(CHUNK * depth * 4, (CHUNK * depth + queries * (depth + CHUNK)) * 2)
 
 
 def partial_width(head_dim: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgellm.backends.cpu.attention_words import WORDS
 from edgellm.backends.slots import CacheGeometry, SlotState
 from edgellm.model.rope import Rope
 from tests.backends.cpu.attending import Layers
@@ -15,6 +16,11 @@ from tests.backends.cpu.kernels import THREADS, WITHOUT_JIT, cases, nmse
 
 DTYPES = ("int8",) if WITHOUT_JIT else ("float32", "float16", "int8")
 ROPE = Rope(10000.0, 8)
+
+
+def bound(dtype: str) -> float:
+    """Of the nmse against float64: float32 arithmetic, or words, whose error stays below that of storing float16."""
+    return 1e-7 if WORDS and dtype != "float32" else 1e-11
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -33,7 +39,7 @@ def test_prompts_and_single_tokens_of_any_shape(dtype: str, heads: int, kv_heads
         drawn = layers.draw(count)
         found = layers.run([(state, count)], drawn)
         for layer in (0, 1):
-            assert nmse(found[layer], layers.run_exactly(state, count, drawn[0], layer)) < 1e-11
+            assert nmse(found[layer], layers.run_exactly(state, count, drawn[0], layer)) < bound(dtype)
         reference = layers.run_reference([(state, count)], drawn)
         assert nmse(found, reference) < {"float32": 1e-11, "float16": 1e-5, "int8": 2e-3}[dtype]
         state = state.extended(count)
@@ -58,7 +64,7 @@ def test_a_ring_that_wraps_and_evicts_many_times(dtype: str) -> None:
             worst = max(worst, nmse(found, layers.run_reference([(state, count)], drawn)))
         state = state.extended(count)
     assert state.evicted > (times - 2) * context
-    assert worst < 1e-10
+    assert worst < max(1e-10, bound(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,13 +125,33 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once(window: int | None) -> None:
     layers = Layers(geometry, 4, rope=ROPE, softcap=5.0)
     drawn = layers.draw(size)
     whole = layers.run([(SlotState(0), size)], drawn)
-    assert nmse(whole[0], layers.run_exactly(SlotState(0), size, drawn[0], 0)) < 1e-11
+    assert nmse(whole[0], layers.run_exactly(SlotState(0), size, drawn[0], 0)) < bound("float16")
     parts, state = [], SlotState(0)
     for begin in range(0, size, 25):
         chunk = tuple(x[:, begin : begin + 25] for x in drawn)
         parts.append(layers.run([(state, chunk[0].shape[1])], chunk, 3))
         state = state.extended(chunk[0].shape[1])
-    assert nmse(np.concatenate(parts, axis=1), whole) < 1e-11
+    assert nmse(np.concatenate(parts, axis=1), whole) < bound("float16")
+
+
+@pytest.mark.parametrize("outlier", [0.0, 20.0], ids=["even", "outlier"])
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 3.0, 30.0])
+def test_many_queries_lose_less_than_storing_float16_does(scale: float, outlier: float) -> None:
+    """Scores from all alike to one that takes all; keys with elements far larger than the others, as models have."""
+    size = 40 if WITHOUT_JIT else 150
+    layers, unrounded = (
+        Layers(CacheGeometry(2 * size, (None,), 1, 64, size, dtype), 7, rope=ROPE) for dtype in ("float16", "float32")
+    )
+    state = SlotState(0)
+    for _ in range(2):
+        q, k, v = layers.draw(size)
+        k[..., [5, 40]] += [outlier, -0.4 * outlier]
+        drawn = (q, k * np.float32(scale), v)
+        found = layers.run([(state, size)], drawn)
+        exact = layers.run_exactly(state, size, q, 0)
+        stored = nmse(exact, unrounded.run_reference([(state, size)], drawn)[0])
+        assert nmse(found[0], exact) < stored
+        state = state.extended(size)
 
 
 def test_without_rotation() -> None:
