@@ -7,6 +7,7 @@ EDGELLM_CONFIG_DIR win. Relative values are ignored, as the XDG specification as
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -23,6 +24,10 @@ _MACOS = {
     "config": "Library/Preferences",
 }
 KINDS = tuple(_XDG)
+
+
+class Untrusted(OSError):
+    """Somebody else could have written here."""
 
 
 def folder(kind: str) -> Path | None:
@@ -48,3 +53,31 @@ def _below_home(below: str) -> Path | None:
 def absolute(text: str | None) -> Path | None:
     """The path, None for one that is relative or empty."""
     return Path(text) if text and os.path.isabs(text) else None
+
+
+def require_private(folder: Path) -> None:
+    """Raise `OSError` where `folder` is no folder, or others could have put files into it."""
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode):
+        raise Untrusted(f"{folder} is not a folder")
+    require_trusted(found, folder)
+
+
+def require_trusted(found: os.stat_result, path: Path) -> None:
+    """Raise `Untrusted` unless `path` belongs to this user or root and nobody else may write to it."""
+    if not hasattr(os, "geteuid"):  # Windows: %LOCALAPPDATA% is private by inheritance
+        return
+    if found.st_uid not in (0, os.geteuid()):
+        raise Untrusted(f"{path} belongs to another user (uid {found.st_uid})")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Untrusted(f"others may write to {path}")
+
+
+def require_own_home(root: Path) -> None:
+    """Root must not leave folders in a user's home that the user could not write to afterwards."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return
+    nearest = next(folder for folder in root.parents if folder.exists())
+    owner = nearest.stat().st_uid
+    if owner != 0:
+        raise Untrusted(f"{nearest} belongs to another user (uid {owner})")

@@ -45,7 +45,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgellm.backends.cpu import jit_digest, jit_key, jit_progress
-from edgellm.backends.cpu.jit_folder import WRITING, CacheFolders, require_trusted
+from edgellm.backends.cpu.jit_folder import WRITING, CacheFolders
+from edgellm.folders import require_trusted
 
 _MAGIC = b"edgellm-kernel 1"
 #: How the names of entries end.

@@ -13,13 +13,12 @@ import logging
 import os
 import re
 import shutil
-import stat
 import time
 import uuid
 from pathlib import Path
 
 from edgellm.backends.cpu.jit_digest import DIGEST_LENGTH, digest
-from edgellm.folders import absolute
+from edgellm.folders import absolute, require_own_home, require_private
 from edgellm.folders import folder as user_folder
 
 KEPT_DIGESTS = 8  # of other versions, processors or edits, by last use
@@ -31,10 +30,6 @@ _REMOVED = ".removed-"
 WRITING = ".writing-"  # in the names of entries that are not whole yet
 
 _log = logging.getLogger("edgellm")
-
-
-class Untrusted(OSError):
-    """Somebody else could have written here."""
 
 
 class CacheFolders:
@@ -113,24 +108,6 @@ def user_roots() -> list[Path]:
     return [root for root in roots if root is not None]
 
 
-def require_private(folder: Path) -> None:
-    """Raise `OSError` where `folder` is no folder, or others could have put files into it."""
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode):
-        raise Untrusted(f"{folder} is not a folder")
-    require_trusted(found, folder)
-
-
-def require_trusted(found: os.stat_result, path: Path) -> None:
-    """Raise `Untrusted` unless `path` belongs to this user or root and nobody else may write to it."""
-    if not hasattr(os, "geteuid"):  # Windows: %LOCALAPPDATA% is private by inheritance
-        return
-    if found.st_uid not in (0, os.geteuid()):
-        raise Untrusted(f"{path} belongs to another user (uid {found.st_uid})")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Untrusted(f"others may write to {path}")
-
-
 def _create(root: Path) -> Path:
     folder = root / digest()
     if not folder.is_dir():
@@ -145,16 +122,6 @@ def _create(root: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is read-only")
     return folder
-
-
-def require_own_home(root: Path) -> None:
-    """Root must not leave folders in a user's home that the user could not write to afterwards."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return
-    nearest = next(folder for folder in root.parents if folder.exists())
-    owner = nearest.stat().st_uid
-    if owner != 0:
-        raise Untrusted(f"{nearest} belongs to another user (uid {owner})")
 
 
 def _touch(folder: Path) -> None:

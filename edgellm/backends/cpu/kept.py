@@ -25,13 +25,13 @@ import time
 from pathlib import Path
 
 from edgellm.backends.cpu.jit_digest import digest
-from edgellm.backends.cpu.jit_folder import require_own_home, require_private
 from edgellm.backends.cpu.kept_file import read_kept, write_kept
 from edgellm.backends.cpu.packed import PackedWeights, pack_weights
 from edgellm.backends.cpu.packed_plan import plan_packing
 from edgellm.backends.interface import Progress
 from edgellm.errors import EdgeLLMError
 from edgellm.folders import folder as user_folder
+from edgellm.folders import require_own_home, require_private
 from edgellm.formats import fingerprint
 from edgellm.model.program import Program
 from edgellm.model.weights import Weights

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from edgellm import folders as user_folders
 from edgellm.backends.cpu import jit_folder
 from edgellm.backends.cpu.jit_digest import DIGEST_LENGTH, digest
-from edgellm.backends.cpu.jit_folder import CacheFolders, require_trusted, user_roots
+from edgellm.backends.cpu.jit_folder import CacheFolders, user_roots
+from edgellm.folders import require_trusted
 
 posix_only = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are those of POSIX")
 DAY = 86400
@@ -87,7 +89,7 @@ def test_untrusted_folders_are_refused(spoil, tmp_path, monkeypatch, caplog):
         (root / digest()).rmdir()
         (root / digest()).touch()
     else:
-        monkeypatch.setattr(jit_folder, "require_trusted", only_trusting(other))
+        monkeypatch.setattr(user_folders, "require_trusted", only_trusting(other))
     folders = CacheFolders([root, other])
     assert folders.readable() == []
     for _ in range(2):
@@ -100,7 +102,7 @@ def test_untrusted_folders_are_refused(spoil, tmp_path, monkeypatch, caplog):
 def only_trusting(trusted: Path):
     def check(found: os.stat_result, path: Path) -> None:
         if not path.is_relative_to(trusted):
-            raise jit_folder.Untrusted(f"{path} belongs to another user (uid 7)")
+            raise user_folders.Untrusted(f"{path} belongs to another user (uid 7)")
 
     return check
 
@@ -116,7 +118,7 @@ def test_owners(tmp_path, monkeypatch):
         if trusted:
             require_trusted(os.stat_result(values), tmp_path)
         else:
-            with pytest.raises(jit_folder.Untrusted, match="another user"):
+            with pytest.raises(user_folders.Untrusted, match="another user"):
                 require_trusted(os.stat_result(values), tmp_path)
 
 
