@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from edgellm.backends.cpu.arena import Arena
 from edgellm.backends.cpu.layout import ALIGNMENT, LinearKind, LinearLayout
-from edgellm.backends.cpu.mapped import map_large
+from edgellm.backends.cpu.mapped import in_large_pages, map_file
 from edgellm.backends.cpu.packed import PackedLinear, PackedWeights
 from edgellm.backends.cpu.packing_jobs import PackingJobs
 from edgellm.backends.interface import Progress
@@ -68,26 +69,41 @@ def read_kept(path: Path, progress: Progress | None, threads: int) -> PackedWeig
         if len(sums) != -(-nbytes // (PIECE_WORDS * _WORD_BYTES)):
             raise ModelError("the sums do not fit the arena", file=path, key="sums", found=len(sums))
         begin = file.begin("arena")
-        data = map_large(path, begin, nbytes) if begin % ALIGNMENT == 0 else None
-        mapped = data is not None
+        data = map_file(path, begin, nbytes) if begin % ALIGNMENT == 0 else None
+        if data is not None:
+            _look(file, data, sums, threads, progress)
+            if not in_large_pages(data, begin):
+                data = progress = None  # unmapped; what comes now is a copy of what has been read
         if data is None:
             data = Arena(nbytes).bytes
-        packed = _described(file, data)
-
-        def look(number: int, piece: np.ndarray) -> None:
-            if not mapped:
-                file.read_into("arena", number * PIECE_WORDS * _WORD_BYTES, piece.view(np.uint8))
-            if _sum(piece) != sums[number]:
-                raise ModelError("the bytes are not those that were written", file=path, key=f"piece {number}")
-
-        with PackingJobs(threads, progress, nbytes) as jobs:
-            for number, piece in enumerate(_pieces(data.view(np.uint64))):
-                jobs.submit(piece.nbytes, lambda number=number, piece=piece: look(number, piece))
-        return packed
+            _look(file, data, sums, threads, progress, read=True)
+        return _described(file, data)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"not packed weights ({error!r})", file=path) from None
     finally:
         file.close()
+
+
+def _look(
+    file: SafetensorsFile,
+    data: np.ndarray,
+    sums: np.ndarray,
+    threads: int,
+    progress: Progress | None,
+    *,
+    read: bool = False,
+) -> None:
+    """Compare the sums of the arena `data` in pieces, which are read into it first where told. Raises `ModelError`."""
+
+    def look(number: int, piece: np.ndarray) -> None:
+        if read:
+            file.read_into("arena", number * PIECE_WORDS * _WORD_BYTES, piece.view(np.uint8))
+        if _sum(piece) != sums[number]:
+            raise ModelError("the bytes are not those that were written", file=file.path, key=f"piece {number}")
+
+    with PackingJobs(threads, progress, data.nbytes) as jobs:
+        for number, piece in enumerate(_pieces(data.view(np.uint64))):
+            jobs.submit(piece.nbytes, partial(look, number, piece))
 
 
 def _described(file: SafetensorsFile, data: np.ndarray) -> PackedWeights:

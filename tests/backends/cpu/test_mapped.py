@@ -5,29 +5,28 @@ from __future__ import annotations
 import gc
 import io
 import mmap
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgellm.backends.cpu import mapped
-from edgellm.backends.cpu.mapped import map_large
+from edgellm.backends.cpu.mapped import in_large_pages, map_file
 
-pytestmark = pytest.mark.skipif(not hasattr(mmap, "MAP_POPULATE"), reason="this system maps no file at once")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell of pages")
 BYTES = np.random.default_rng(4).integers(0, 256, 10_000).astype(np.uint8)
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """On a system that has it in large pages."""
+def file(tmp_path: Path) -> Path:
     path = tmp_path / "packed"
     path.write_bytes(BYTES.tobytes())
-    monkeypatch.setattr(mapped, "_large_bytes", lambda address: 1 << 40)
     return path
 
 
 def test_the_bytes_live_as_long_as_the_array(file: Path) -> None:
-    found = map_large(file, 100, 9_000)
+    found = map_file(file, 100, 9_000)
     file.unlink()
     gc.collect()
     part = found[50:]
@@ -39,14 +38,18 @@ def test_the_bytes_live_as_long_as_the_array(file: Path) -> None:
 
 @pytest.mark.parametrize(("begin", "nbytes"), [(0, 10_001), (9_999, 2), (0, 0)])
 def test_a_file_that_ends_before_is_not_mapped(begin: int, nbytes: int, file: Path) -> None:
-    assert map_large(file, begin, nbytes) is None
-    assert map_large(file, 9_999, 1) == BYTES[-1]
+    assert map_file(file, begin, nbytes) is None
+    assert map_file(file, 9_999, 1) == BYTES[-1]
 
 
-def test_small_pages_are_not_mapped(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped, "_large_bytes", lambda address: 2_000)
-    assert map_large(file, 0, 10_000) is None
-    assert np.array_equal(map_large(file, 0, 8_000), BYTES[:8_000])
+def test_a_quarter_in_large_pages_is_enough(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(mapped, "_large_bytes", lambda address: asked.append(address) or 2_000)
+    assert not in_large_pages(map_file(file, 0, 10_000), 0)
+    found = map_file(file, 64, 8_000)
+    assert in_large_pages(found, 64)
+    assert asked[-1] == found.ctypes.data - 64
+    assert asked[-1] % mmap.PAGESIZE == 0
 
 
 def test_a_system_that_maps_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,11 +58,11 @@ def test_a_system_that_maps_nothing(file: Path, monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(mmap, "mmap", refuse)
-        assert map_large(file, 0, 100) is None
+        assert map_file(file, 0, 100) is None
     with monkeypatch.context() as patch:
-        patch.delattr(mmap, "MAP_POPULATE")
-        assert map_large(file, 0, 100) is None
-    assert map_large(file, 0, 100) is not None
+        patch.setattr(sys, "platform", "darwin")
+        assert map_file(file, 0, 100) is None
+    assert map_file(file, 0, 100) is not None
 
 
 SMAPS = """
