@@ -1,13 +1,16 @@
 """Tokenizer files that were looked through before, so that a start need not go through 100,000 tokens again.
 
-`<user cache folder>/edgellm/tokenizers/<digest of the file's bytes>.json` holds what was found. A file that is damaged
-or hostile never gets there, so it is refused at every start. A note is data, never code: a false one makes wrong text.
+`<user cache folder>/edgellm/tokenizers/<digest of the file's bytes>.json` holds what was found, and `<digest>.bpe`
+behind a checksum the tables of a byte-level BPE, see `bpe_tables`. A file that is damaged or hostile never gets there,
+so it is refused at every start. A note is data, never code, but a false one makes wrong text: nothing is read where
+others could have written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import uuid
@@ -17,14 +20,18 @@ from typing import Any
 
 from edgellm._version import __version__
 from edgellm.errors import EdgeLLMError
-from edgellm.folders import folder
+from edgellm.folders import folder, require_private
 from edgellm.jsonfile import read_json
+from edgellm.text.bpe_tables import BpeTables
 
 #: Smaller files are looked through each time: it takes less than 20 ms.
 MIN_BYTES = 1 << 20
-KEPT_FILES = 64
+#: Notes and tables, those of a model of 128,000 tokens 4 MB.
+KEPT_FILES = 32
 #: To be raised when a check is added: files that passed before are then looked through again.
-_RULES = 1
+_RULES = 2
+TABLES = ".bpe"
+_CHECKSUM_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,26 @@ class Facts:
     decoder: dict[str, Any] | None
 
 
-def recall(data: bytes, library_version: str) -> Facts | None:
+def library_build() -> str:
+    """Which `tokenizers` library is installed, told from its files: to import it takes 30 ms."""
+    spec = importlib.util.find_spec("tokenizers")
+    try:
+        found = os.stat(spec.origin)
+    except (AttributeError, OSError, TypeError):  # in a frozen program, say
+        import tokenizers
+
+        return tokenizers.__version__
+    return f"{spec.origin} {found.st_size} {found.st_mtime_ns}"
+
+
+def is_kept(data: bytes) -> bool:
+    """Whether what is found in these bytes is kept."""
+    return _path(data, "") is not None
+
+
+def recall(data: bytes, library: str) -> Facts | None:
     """What was found in these bytes; None where nobody looked, or nothing was kept."""
-    path = _path(data, library_version)
+    path = _readable(data, library)
     if path is None:
         return None
     try:
@@ -57,25 +81,68 @@ def recall(data: bytes, library_version: str) -> Facts | None:
     return None
 
 
-def remember(data: bytes, library_version: str, facts: Facts) -> None:
+def remember(data: bytes, library: str, facts: Facts) -> None:
     """Keep what was found; where nothing can be written, nothing is."""
-    path = _path(data, library_version)
-    if path is None:
-        return
+    path = _path(data, library)
+    if path is not None:
+        _write(path, json.dumps(asdict(facts)).encode())
+
+
+def recall_tables(data: bytes, library: str) -> BpeTables | None:
+    """The tables that were made of these bytes; None where none were, or they are damaged: they are made anew then."""
+    note = _readable(data, library)
+    if note is None:
+        return None
+    path = note.with_suffix(TABLES)
+    try:
+        kept = path.read_bytes()
+        if hashlib.sha256(memoryview(kept)[_CHECKSUM_BYTES:]).digest() == kept[:_CHECKSUM_BYTES]:
+            return BpeTables.from_bytes(kept[_CHECKSUM_BYTES:])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)  # else nobody would look through the file again
+    return None
+
+
+def remember_tables(data: bytes, library: str, tables: BpeTables) -> None:
+    """Keep tables beside what was found; where nothing can be written, nothing is."""
+    path = _readable(data, library)
+    if path is not None:
+        kept = tables.to_bytes()
+        _write(path.with_suffix(TABLES), hashlib.sha256(kept).digest() + kept)
+
+
+def _write(path: Path, kept: bytes) -> None:
+    """Write aside, then rename: a reader finds all of it or nothing."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         notes = sorted(path.parent.iterdir(), key=lambda note: note.stat().st_mtime)
         for note in notes[: max(len(notes) - KEPT_FILES + 1, 0)]:
             note.unlink()
-        aside.write_text(json.dumps(asdict(facts)), encoding="utf-8")
+        aside.write_bytes(kept)
         os.replace(aside, path)
 
 
-def _path(data: bytes, library_version: str) -> Path | None:
+def _readable(data: bytes, library: str) -> Path | None:
+    """The note's path; None where there is no folder for it that others cannot write to."""
+    path = _path(data, library)
+    try:
+        if path is not None:
+            require_private(path.parent)
+    except OSError:
+        return None
+    return path
+
+
+def _path(data: bytes, library: str) -> Path | None:
     cache = folder("cache")
     if cache is None or len(data) < MIN_BYTES:
         return None
     digest = hashlib.sha256(data)
-    digest.update(f" {_RULES} {__version__} {library_version}".encode())
+    digest.update(f" {_RULES} {__version__} {library}".encode())
     return cache / "tokenizers" / f"{digest.hexdigest()[:32]}.json"

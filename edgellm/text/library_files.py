@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import base64
 import binascii
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import TokenizerError
 from edgellm.jsonfile import parse_json
 from edgellm.sidefiles import MAX_SIDE_FILE_BYTES, SideFiles, read_side_json
 from edgellm.text.boundary import MAX_EXPANSION, check_charsmap, library_errors
-from edgellm.text.known_files import Facts, recall, remember
+from edgellm.text.bpe_tables import BpeTables, tables_of
+from edgellm.text.bpe_words import QWEN2_WORDS
+from edgellm.text.known_files import (
+    Facts,
+    is_kept,
+    library_build,
+    recall,
+    recall_tables,
+    remember,
+    remember_tables,
+)
 from edgellm.text.library_tokenizer import LibraryTokenizer
 from edgellm.text.panics import may_panic
+from edgellm.text.quick_tokenizer import QuickTokenizer, agree
+from edgellm.text.tokenizer import Tokenizer
 from edgellm.text.tokens_config import CONFIG_FILE, TokensConfig
 
 if TYPE_CHECKING:
     import tokenizers
 
 JSON_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _FAMILIES = ("GPT2", "Qwen2")
 
 
-def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, rows: int | None) -> LibraryTokenizer:
+def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, rows: int | None) -> Tokenizer:
     """The tokenizer of a tokenizer.json; its truncation, padding and dropout are for training and ignored."""
+    file, build = files.locate(JSON_FILE), library_build()
+    tables = recall_tables(data, build)
+    load = partial(_load_library, file, data, build, config, rows)
+    if tables is None or not _knows_added(tables, config):
+        return load()
+    return QuickTokenizer(tables, kind=JSON_FILE, file=file, rows=rows, config=config, library=load)
+
+
+def _knows_added(tables: BpeTables, config: TokensConfig) -> bool:
+    """Whether the config files name no token that the library would have to add, or refuse."""
+    known = {token.content: token.id for token in tables.facts.added}
+    return all(known.get(token.content) == token.id for token in config.added)
+
+
+def _load_library(file: str, data: bytes, build: str, config: TokensConfig, rows: int | None) -> LibraryTokenizer:
     import tokenizers
 
-    file = files.locate(JSON_FILE)
-    facts = recall(data, tokenizers.__version__)
+    facts = recall(data, build)
     table = parse_json(data, file) if facts is None else {}
     with library_errors(file, "cannot be read as a tokenizer.json"):
         library = tokenizers.Tokenizer.from_buffer(data)
@@ -40,7 +64,9 @@ def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, row
             library.model.dropout = None  # merges left out at random are for training, too
     if facts is None:
         facts = _looked_through(table, library, file)
-        remember(data, tokenizers.__version__, facts)
+        remember(data, build, facts)
+        if is_kept(data):
+            _make_tables(table, library, facts, file, data, build)
     return LibraryTokenizer(
         library,
         kind=JSON_FILE,
@@ -51,6 +77,25 @@ def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, row
         decoder=facts.decoder,
         may_panic=facts.may_panic,
     )
+
+
+def _make_tables(
+    table: dict[str, Any], library: tokenizers.Tokenizer, facts: Facts, file: str, data: bytes, build: str
+) -> None:
+    """Keep tables for the next start, if the file's tokenizer is one that they can stand for."""
+    plain = LibraryTokenizer(
+        library,
+        kind=JSON_FILE,
+        file=file,
+        size=facts.size,
+        rows=None,
+        config=TokensConfig(),
+        decoder=facts.decoder,
+        may_panic=facts.may_panic,
+    )
+    tables = tables_of(table, facts.size, plain.added_tokens, *plain.template_ids())
+    if tables is not None and agree(tables, plain):
+        remember_tables(data, build, tables)
 
 
 def _looked_through(table: dict[str, Any], library: tokenizers.Tokenizer, file: str) -> Facts:
@@ -164,7 +209,7 @@ def _set_words(library: tokenizers.Tokenizer, family: str, add_prefix_space: boo
     library.normalizer = normalizers.NFC()
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False),
         ]
     )

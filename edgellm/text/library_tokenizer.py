@@ -53,23 +53,19 @@ class LibraryTokenizer(Tokenizer):
         for token in added:
             if library.token_to_id(token.content) != token.id or library.id_to_token(token.id) != token.content:
                 raise TokenizerError("id and text of an added token disagree", file=file, key=token.content)
-        self._prefix, self._suffix = self._surrounding_ids(config)
+        before, after = self.template_ids()
+        self._prefix, self._suffix = config.surrounding(before, after, self.bos_token_id, self.eos_token_id)
         self._spelled: tokenizers.Tokenizer | None = None
         self._true_ids: dict[int, int] = {}
 
-    def _surrounding_ids(self, config: TokensConfig) -> tuple[list[int], list[int]]:
+    def template_ids(self) -> tuple[list[int], list[int]]:
         """The ids that the post-processor puts before and after any text."""
         with library_errors(self.file, "a first text cannot be encoded", may_panic=self._may_panic):
             encoding = self._library.encode("a", add_special_tokens=True)
             mask = encoding.special_tokens_mask
             inner = len(self._library.encode("a", add_special_tokens=False).ids)
         start = mask.index(0) if 0 in mask else len(mask) - inner
-        before, after = encoding.ids[:start], encoding.ids[start + inner :]
-        if not before and config.flag("add_bos_token", False) and self.bos_token_id is not None:
-            before = [self.bos_token_id]
-        if not after and config.flag("add_eos_token", False) and self.eos_token_id is not None:
-            after = [self.eos_token_id]
-        return before, after
+        return encoding.ids[:start], encoding.ids[start + inner :]
 
     def _encode_text(self, text: str) -> list[int]:
         with library_errors(self.file, "the text cannot be encoded", may_panic=self._may_panic):

@@ -42,6 +42,16 @@ class TokensConfig:
         value = self.values.get(name)
         return value if isinstance(value, bool) else default
 
+    def surrounding(
+        self, before: list[int], after: list[int], bos: int | None, eos: int | None
+    ) -> tuple[list[int], list[int]]:
+        """The ids around any text: those of the post-processor, else what `add_bos_token`, `add_eos_token` ask for."""
+        if not before and bos is not None and self.flag("add_bos_token", False):
+            before = [bos]
+        if not after and eos is not None and self.flag("add_eos_token", False):
+            after = [eos]
+        return before, after
+
 
 def read_tokens_config(files: SideFiles) -> TokensConfig:
     """Raises `TokenizerError` (`ModelError` for damaged JSON) that names file and key."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgellm.sidefiles import MemoryFiles
-from edgellm.text import load_tokenizer
+from edgellm.text import known_files, load_tokenizer
 from tests.text.corpus import SENTENCES
 
 CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -84,6 +85,14 @@ QWEN_CONFIG = {
     "bos_token": None,
     "model_max_length": int(1e30),
 }
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where notes of tokenizer files lie; every file is large enough for one."""
+    monkeypatch.setenv("EDGELLM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(known_files, "MIN_BYTES", 1)
+    return tmp_path / "tokenizers"
 
 
 @pytest.fixture(scope="session")
