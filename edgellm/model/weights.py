@@ -44,6 +44,7 @@ class Weights:
         self.program = program
         self.quantization = quantization
         self.prefix = find_prefix(checkpoint)
+        self._described: dict[str, dict[str, Any]] = {}
         self._fused = {
             part: (stem, parts)
             for stem, parts in program.config.architecture.fused.items()
@@ -109,9 +110,11 @@ class Weights:
 
     def describe(self, name: str) -> dict[str, Any]:
         """How a linear is stored: kind, bits, group_size ..., from headers where possible."""
-        if name == "lm_head" and self.lm_head_is_embedding:
-            return describe_linear(self.checkpoint, self.file_name("embed_tokens"), self.quantization)
-        return describe_linear(self.checkpoint, self.place(name)[0], self.quantization)
+        if name not in self._described:  # a plan, and packing after it, ask for each, which may read a g_idx
+            tied = name == "lm_head" and self.lm_head_is_embedding
+            stem = self.file_name("embed_tokens") if tied else self.place(name)[0]
+            self._described[name] = describe_linear(self.checkpoint, stem, self.quantization)
+        return dict(self._described[name])
 
     def stored_dtype(self, name: str) -> str:
         """The safetensors dtype of an embedding or a vector."""

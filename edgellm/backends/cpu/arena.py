@@ -42,7 +42,7 @@ class Arena:
             memory = mmap.mmap(-1, max(nbytes, 1) + LARGE_PAGE_BYTES, **_PRIVATE)
         except (OSError, OverflowError, ValueError) as error:
             raise OutOfMemoryError("no memory for the weights", key="nbytes", found=nbytes, hint=str(error)) from error
-        _ask_for_large_pages(memory)
+        ask_for_large_pages(memory)
         whole = np.frombuffer(memory, np.uint8)
         first = -whole.ctypes.data % LARGE_PAGE_BYTES
         self.bytes = whole[first : first + nbytes]
@@ -104,7 +104,8 @@ def _advise() -> Callable[[int, int, int], int] | None:
     return advise
 
 
-def _ask_for_large_pages(memory: mmap.mmap) -> None:
+def ask_for_large_pages(memory: mmap.mmap) -> None:
+    """Have the system back what nobody has touched yet with large pages, where it can."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None:
         return

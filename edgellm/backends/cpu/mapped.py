@@ -3,7 +3,8 @@
 Recent Linux kernels do, on some file systems. A start then takes neither memory nor a copy (0.8 GB: 0.04 s, where fresh
 memory took 0.1 to 1.8 s on a virtual machine that had given its free memory back), and decode reads as fast as from
 memory of its own. From small pages it is up to a quarter slower: there nothing stays mapped. Which pages they are shows
-once they have been read, which several threads do (0.04 s, where MAP_POPULATE and reading after it took 0.06).
+once they have been read, which several threads do (0.04 s, where MAP_POPULATE and reading after it took 0.06). What the
+cache lacks comes from the disk in large pages if the mapping asks for them (0.7 GB of 0.8; 0.1 without).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+from edgellm.backends.cpu.arena import ask_for_large_pages
 
 #: Share of a mapping that is in pages of 2 MiB where its file is kept in large pages at all. The rest is in large pages
 #: that are not aligned to 2 MiB.
@@ -39,6 +42,7 @@ def map_file(path: Path, begin: int, nbytes: int) -> np.ndarray | None:
         return None
     finally:
         os.close(descriptor)
+    ask_for_large_pages(mapping)
     memory = (ctypes.c_uint8 * nbytes).from_address(np.frombuffer(mapping, np.uint8).ctypes.data + begin)
     memory.mapping = mapping  # lives as long as the array does
     return np.ctypeslib.as_array(memory)
