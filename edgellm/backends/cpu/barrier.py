@@ -5,6 +5,7 @@
     sync[ARRIVED]     arrivals since the step began, of all phases
     sync[RELEASED]    barriers that all threads have reached
     sync[STOP]        not 0: the step is given up, nobody waits any more
+    sync[TAKEN]       pieces of linears that were taken behind the first of each thread, see `work.py`
 
 Phases number the barriers of a step, 0 first, alike in all threads; all is 0 before a step.
 """

@@ -30,7 +30,7 @@ from edgellm.backends.cpu.norm import op_rms_norm
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
 from edgellm.backends.cpu.rope import op_rope
-from edgellm.backends.cpu.work import share
+from edgellm.backends.cpu.work import piece_of, share, take
 from edgellm.simd import F32_LANES, ticks
 
 EMBED, RMS_NORM = int(Kind.EMBED), int(Kind.RMS_NORM)
@@ -66,13 +66,30 @@ def op_pick_rows(act, op, logits_rows, count, ith, nth):
 
 
 @kernel
-def run_linear(model, space, step, op, count, planes, ith, nth):
-    """QUANTIZE, ARRANGE, and the linears between buffers and to the logits."""
+def run_piece(model, space, op, count, planes, first, last, at):
+    """Blocks first .. last - 1 of a linear; the thread's part of the stage begins at `at`."""
+    weights, kind = model[1], op["kind"]
+    act, logits, quads, xs, stage = space[0], space[1], space[2], space[3], space[4]
+    out = act if kind <= LINEAR_INT4 else logits
+    if kind in (LINEAR_INT4, LOGITS_INT4, REFINE_INT4):
+        op_linear_int4(out, quads, xs, stage, weights, op, count, planes, first, last, at)
+    elif kind in (LINEAR_INT8, LOGITS_INT8):
+        op_linear_int8(out, quads, xs, stage, weights, op, count, planes, first, last, at)
+    elif kind in (LOGITS_INT2, REFINE_INT2):
+        op_linear_int2(out, quads, xs, stage, weights, op, count, planes, first, last, at)
+    else:
+        op_linear_f16(out, xs, stage, weights, op, count, first, last, at)
+
+
+@kernel
+def run_linear(model, space, step, op, count, planes, sync, number, ticket, ith, nth):
+    """QUANTIZE, ARRANGE, and the linears between buffers and to the logits.
+
+    `number` is that of the row's first piece, `ticket` the thread's; returns both for the row behind it, see `work.py`.
+    """
     _, weights, permutations, _ = model
     act, logits, quads, xs, stage = space[0], space[1], space[2], space[3], space[4]
     kind = op["kind"]
-    first, last = share(ith, nth, (op["rows"] + F32_LANES - 1) // F32_LANES)
-    at, out = ith * STAGE, act if kind <= LINEAR_INT4 else logits
     few = step[0][USE] < op["code"] and count == 1
     if kind == QUANTIZE:
         op_quantize(quads, xs, act, stage, permutations, op, count, planes, ith, nth)
@@ -82,14 +99,18 @@ def run_linear(model, space, step, op, count, planes, ith, nth):
         op_refine_int4(logits, quads, xs, stage, weights, act, op, planes, ith, nth)
     elif kind == REFINE_INT2 and few:
         op_refine_int2(logits, quads, xs, stage, weights, act, op, planes, ith, nth)
-    elif kind in (LINEAR_INT4, LOGITS_INT4, REFINE_INT4):
-        op_linear_int4(out, quads, xs, stage, weights, op, count, planes, first, last, at)
-    elif kind in (LINEAR_INT8, LOGITS_INT8):
-        op_linear_int8(out, quads, xs, stage, weights, op, count, planes, first, last, at)
-    elif kind in (LOGITS_INT2, REFINE_INT2):
-        op_linear_int2(out, quads, xs, stage, weights, op, count, planes, first, last, at)
-    else:
-        op_linear_f16(out, xs, stage, weights, op, count, first, last, at)
+    elif count > 0:
+        left = (op["rows"] + F32_LANES - 1) // F32_LANES
+        first, least = 0, max(1, op["piece"] // count)
+        while left > 0:
+            size = piece_of(left, nth, least)
+            if number == ticket:
+                run_piece(model, space, op, count, planes, first, first + size, ith * STAGE)
+                ticket = take(sync, nth)
+            number += 1
+            first += size
+            left -= size
+    return number, ticket
 
 
 @kernel
@@ -272,14 +293,14 @@ def walk(model, space, cache, step, layer_kinds, planes, first, last, ahead, tim
     nothing.
     """
     table, counts, chosen = model[0], step[0], step[13]
-    phase = 0
+    phase, number, ticket = 0, 0, ith
     for turn in range(ahead + 1):
         for row in range(first, last):
             op = table[row]
             kind = op["kind"]
             count = counts[op["over"]]
             if kind <= REFINE_INT2:
-                run_linear(model, space, step, op, count, planes, ith, nth)
+                number, ticket = run_linear(model, space, step, op, count, planes, sync, number, ticket, ith, nth)
             elif kind <= ATTEND_MERGE:
                 run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth)
             else:
