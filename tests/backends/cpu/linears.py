@@ -11,7 +11,8 @@ from edgellm.backends.cpu.layout import LinearKind
 from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_embed import op_embed
 from edgellm.backends.cpu.linear_int import op_linear_int4, op_linear_int8
-from edgellm.backends.cpu.linear_tiles import LINEAR_FIELDS, STAGE, scratch_sizes
+from edgellm.backends.cpu.linear_tiles import STAGE, scratch_sizes
+from edgellm.backends.cpu.optable import OP_DTYPE
 from edgellm.backends.cpu.packing import layout_of, pack_linear, plan_linear, unpack_linear
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
 from edgellm.backends.cpu.work import share
@@ -73,7 +74,7 @@ class Linear:
         self.layout = plan_linear(*weight.shape, dense_bits, sliced=True) if sliced else layout_of(weight, dense_bits)
         self.arena = Arena(self.layout.nbytes + 256 + 4 * self.layout.blocks * self.layout.lanes)
         self.arena.take(64)  # so that no offset is 0
-        self.ops, layout = np.zeros(1, LINEAR_FIELDS), self.layout
+        self.ops, layout = np.zeros(1, OP_DTYPE), self.layout  # the walker's records: its kernels serve
         ops = self.ops
         offset = self.arena.take(layout.nbytes)
         factor = pack_linear(weight, self.arena.bytes[offset : offset + layout.nbytes], layout)
@@ -155,8 +156,8 @@ class Linear:
         inputs, tokens = self.layout.inputs, len(token_ids)
         out = np.full(tokens * (inputs + 1), 7.0, np.float32)
         self.ops["out"], self.ops["out_stride"] = 0, inputs + 1
-        self.ops["adds"] = 0
+        self.ops["adds"], self.ops["multiplier"] = 0, 0.5
         for kind, op in self.slices():
             for ith in range(nth):
-                op_embed(out, self.arena.bytes, op, token_ids, int(kind), 0.5, tokens, ith, nth)
+                op_embed(out, self.arena.bytes, op, token_ids, int(kind), op["multiplier"], tokens, ith, nth)
         return out.reshape(tokens, -1)[:, :inputs]

@@ -72,11 +72,8 @@ class Head:
         linear.ops["out"], linear.ops["out_stride"], linear.ops["adds"] = 0, layout.rows, 0
         linear.ops["multiplier"] = 1.0
         slices = list(linear.slices())
-        table = np.zeros(len(slices), OP_DTYPE)
-        for row, (_, fields) in zip(table, slices, strict=True):
-            row["other"] = x.size
-            for name in fields.dtype.names:
-                row[name] = fields[name]
+        table = np.array([fields for _, fields in slices], OP_DTYPE)
+        table["other"] = x.size
         for ith in range(nth):
             op_quantize(quads, xs, act, stage, linear.permutations, table[0], tokens, planes, ith, nth)
         arrays, steps = (logits, quads, xs, stage, linear.arena.bytes), []
