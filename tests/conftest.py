@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from edgellm.folders import folder
+from tests.ahead import Ahead, Process
+
+FOLDER = Path(__file__).parent
+#: Folders whose tests call no kernels of the CPU backend, but for a few of the last one.
+WITHOUT_KERNELS = ("engine", "formats", "model", "simd", "text", "backends/cuda")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,3 +32,40 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not os.environ.get("EDGELLM_CACHE_DIR"):
         os.environ["EDGELLM_CACHE_DIR"] = str(folder("cache") or tempfile.mkdtemp(prefix="edgellm-tests-"))
+
+
+def _ahead(item: pytest.Item) -> Process | None:
+    """The process whose end `item` waits for, if it does."""
+    return item.callspec.params.get("process") if hasattr(item, "callspec") else None
+
+
+def _without_kernels(item: pytest.Item) -> int:
+    """Which of `WITHOUT_KERNELS` has `item`, counted from 1; 0 if none has."""
+    return next((at for at, name in enumerate(WITHOUT_KERNELS, 1) if FOLDER / name in item.path.parents), 0)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that call no kernels of the CPU backend come first, then those that wait for processes.
+
+    Teams of threads come when nothing runs beside them: a thread that yields at a barrier to another process, however
+    nice, waits for the end of its slice, at each barrier.
+    """
+    behind = len(WITHOUT_KERNELS) + 1
+    items.sort(key=lambda item: behind if _ahead(item) else _without_kernels(item) or behind + 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ahead(request: pytest.FixtureRequest) -> Iterator[Ahead]:
+    """The processes of the selected tests, begun."""
+    begun = Ahead()
+    for process in filter(None, map(_ahead, request.session.items)):
+        begun.begin(process)
+    yield begun
+    begun.close()
+
+
+@pytest.fixture
+def process(request: pytest.FixtureRequest, ahead: Ahead) -> subprocess.CompletedProcess[str]:
+    """What the process did that is the test's parameter: see `tests.ahead`."""
+    return ahead.result(request.param)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgellm.simd.target import TARGET
-from tests.backends.cpu.kernels import WITHOUT_JIT, cases
+from tests.backends.cpu.kernels import WITHOUT_JIT, cases, elsewhere
 from tests.backends.cpu.linear_small import results
 from tests.backends.cpu.linears import Linear, nmse, random_weight
 
@@ -134,16 +130,9 @@ def test_the_small_table_on_this_instruction_set() -> None:
     assert max(results().values()) < BOUND
 
 
-@pytest.mark.skipif(WITHOUT_JIT, reason="this is a variant")
-@pytest.mark.parametrize("forced", [{"NUMBA_DISABLE_JIT": "1"}, {"EDGELLM_ISA": "avx2"}, {"EDGELLM_ISA": "generic"}])
-def test_the_small_table_elsewhere(forced: dict[str, str]) -> None:
-    isa = forced.get("EDGELLM_ISA", TARGET.isa)
-    if isa not in TARGET.available:
-        pytest.skip(f"this machine cannot run {isa}")
-    command = [sys.executable, "-m", "tests.backends.cpu.linear_small"]
-    root = Path(__file__).parents[3]
-    done = subprocess.run(command, env={**os.environ, **forced}, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    shown = json.loads(done.stdout)
+@pytest.mark.parametrize(("isa", "process"), elsewhere("-m", "tests.backends.cpu.linear_small"), indirect=["process"])
+def test_the_small_table_elsewhere(isa: str, process: subprocess.CompletedProcess[str]) -> None:
+    assert process.returncode == 0, process.stderr[-2000:]
+    shown = json.loads(process.stdout)
     assert shown["isa"] == isa
     assert max(shown["results"].values()) < BOUND
