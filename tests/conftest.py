@@ -15,8 +15,19 @@ from edgellm.folders import folder
 from tests.ahead import Ahead, Process
 
 FOLDER = Path(__file__).parent
-#: Folders whose tests call no kernels of the CPU backend, but for a few of the last one.
-WITHOUT_KERNELS = ("engine", "formats", "model", "simd", "text", "backends/cuda")
+#: Folders and files whose tests neither call kernels of the CPU backend's walker nor have a team of threads, but for a
+#: few of the last folder.
+FIRST = (
+    "engine",
+    "formats",
+    "model",
+    "text",
+    "simd",
+    "convert",
+    "backends/cpu/test_jit_cache.py",
+    "backends/cpu/test_native_cache.py",
+    "backends/cuda",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,27 +50,29 @@ def _ahead(item: pytest.Item) -> Process | None:
     return item.callspec.params.get("process") if hasattr(item, "callspec") else None
 
 
-def _without_kernels(item: pytest.Item) -> int:
-    """Which of `WITHOUT_KERNELS` has `item`, counted from 1; 0 if none has."""
-    return next((at for at, name in enumerate(WITHOUT_KERNELS, 1) if FOLDER / name in item.path.parents), 0)
+def _first(item: pytest.Item) -> int:
+    """Which of `FIRST` has `item`, counted from 1; 0 if none has."""
+    return next((at for at, name in enumerate(FIRST, 1) if FOLDER / name in (item.path, *item.path.parents)), 0)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that call no kernels of the CPU backend come first, then those that wait for processes.
+    """Tests of one thread come first, then those that wait for processes.
 
     Teams of threads come when nothing runs beside them: a thread that yields at a barrier to another process, however
     nice, waits for the end of its slice, at each barrier.
     """
-    behind = len(WITHOUT_KERNELS) + 1
-    items.sort(key=lambda item: behind if _ahead(item) else _without_kernels(item) or behind + 1)
+    behind = len(FIRST) + 1
+    items.sort(key=lambda item: behind if _ahead(item) else _first(item) or behind + 1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ahead(request: pytest.FixtureRequest) -> Iterator[Ahead]:
-    """The processes of the selected tests, begun."""
-    begun = Ahead()
-    for process in filter(None, map(_ahead, request.session.items)):
+    """The processes of the selected tests, begun; before them the compiling of kernels where other tests come first."""
+    begun, items = Ahead(), request.session.items
+    if _first(items[0]) and not all(map(_first, items)):
+        begun.begin(Process(["-m", "edgellm", "warmup"], dict(os.environ)))
+    for process in filter(None, map(_ahead, items)):
         begun.begin(process)
     yield begun
     begun.close()
