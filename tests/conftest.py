@@ -26,6 +26,8 @@ FIRST = (
     "convert",
     "backends/cpu/test_jit_cache.py",
     "backends/cpu/test_native_cache.py",
+    "test_compare_quantizers.py",
+    "test_cuda_device_suite.py",
     "backends/cuda",
 )
 
