@@ -39,6 +39,8 @@ TESTS = (
     "tests/backends/cpu/test_rope.py",
     "tests/backends/cpu/test_activation.py",
     "tests/backends/cpu/test_linear.py",
+    "tests/backends/cpu/test_linear_refine.py",
+    "tests/backends/cpu/test_best.py",
     "tests/backends/cpu/test_packing.py",
     "tests/backends/cpu/test_cache.py",
     "tests/backends/cpu/test_attention.py",

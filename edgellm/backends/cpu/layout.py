@@ -198,13 +198,18 @@ class LinearLayout:
         for kind in (self.kind, *self.rest):
             layout = replace(self, kind=kind, rest=()) if self.rest else self
             slices.append((offset, layout))
-            offset += layout.head_bytes + layout.blocks * layout.block_bytes
+            offset += layout.slice_bytes
         return tuple(slices)
+
+    @property
+    def slice_bytes(self) -> int:
+        """Bytes of the first slice, a multiple of 64."""
+        return self.head_bytes + self.blocks * self.block_bytes
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight, a multiple of 64."""
-        return sum(layout.head_bytes + layout.blocks * layout.block_bytes for _, layout in self.slices)
+        return sum(layout.slice_bytes for _, layout in self.slices)
 
     @property
     def stored_name(self) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,10 +40,29 @@ _NO_TIMES = np.zeros(0, np.int64)
 
 _NO_LOGITS, _NO_ROWS = np.zeros(1, np.float32), np.zeros((0, 0), np.float32)
 _NO_BYTES = np.zeros(1, np.uint8)
-#: Which of the walker's arguments change from step to step, counted through its tuples.
-_LOGITS, _CACHE, _PLANES, _FIRST, _LAST, _AHEAD, _TIMES = 5, 12, 30, 31, 32, 33, 34
+#: Where the logits stand in the walker's `space`.
+_LOGITS = 1
 
 walk = Native("edgellm.backends.cpu.walker", "walk", threaded=True)
+
+
+class _Places(NamedTuple):
+    """Which of the walker's arguments change from step to step, counted through its tuples."""
+
+    logits: int
+    cache: int
+    planes: int
+    first: int
+    last: int
+    ahead: int
+    times: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Any]) -> _Places:
+        """Those behind `groups`: model, space, cache, step, layer_kinds."""
+        lengths = [len(group) if isinstance(group, tuple) else 1 for group in groups]
+        model, space = lengths[:2]
+        return cls(model + _LOGITS, model + space, *range(sum(lengths), sum(lengths) + 5))
 
 
 class CpuRunner:
@@ -93,6 +112,7 @@ class CpuRunner:
         self._step = StepArrays(self._lowered.ropes, groups)
         self._partial_floats = config.num_attention_heads * partial_width(config.head_dim)
         self._call: Call | None = None
+        self._places: _Places  # of the call
         self._laid_out: tuple[Any, Any] = (None, None)
         self._cache: weakref.ref[CpuCache] | None = None
         self._all_rows = (0, len(self._lowered.table))
@@ -195,18 +215,20 @@ class CpuRunner:
         planes = 2 if len(batch.token_ids) <= self._two_planes_up_to else 1
         call, flat = self._call, logits.reshape(-1) if rows else _NO_LOGITS
         if call is not None and self._cache() is cache and self._laid_out[0] is step and self._laid_out[1] is space:
-            call.replace(_LOGITS, flat)
-            call.replace(_PLANES, planes)
+            call.replace(self._places.logits, flat)
+            call.replace(self._places.planes, planes)
             return call, logits
         held = (cache.data, cache.layout, cache.storage)
-        groups = (self._model, (space[0], flat, *space[1:]), held, step, kinds_of(cache.geometry), planes)
-        arguments = (*groups, *self._all_rows, 0, _NO_TIMES, self._team.sync)
+        space_and_logits = (*space[:_LOGITS], flat, *space[_LOGITS:])
+        groups = (self._model, space_and_logits, held, step, kinds_of(cache.geometry))
+        arguments = (*groups, planes, *self._all_rows, 0, _NO_TIMES, self._team.sync)
         if call is None:
             call = self._call = walk.prepare(*arguments)
+            self._places = _Places.of(groups)
         else:
             call.update(*arguments)
         self._laid_out = (step, space)
-        self._cache = weakref.ref(cache, partial(_forget, call))
+        self._cache = weakref.ref(cache, partial(_forget, call, self._places.cache))
         return call, logits
 
     def _put_inputs(self, batch: Batch) -> None:
@@ -238,10 +260,10 @@ class CpuRunner:
             EngineClosed: the team was closed.
         """
         first, last = rows or self._all_rows
-        call.replace(_FIRST, first)
-        call.replace(_LAST, last)
-        call.replace(_AHEAD, ahead)
-        call.replace(_TIMES, times)
+        call.replace(self._places.first, first)
+        call.replace(self._places.last, last)
+        call.replace(self._places.ahead, ahead)
+        call.replace(self._places.times, times)
         if not self._team.run(call.function, call.address, interruptible=long, stopped=stopped):
             if stopped is not None and stopped():
                 raise StepStopped
@@ -255,9 +277,9 @@ class CpuRunner:
         }
 
 
-def _forget(call: Call, _: object) -> None:
+def _forget(call: Call, place: int, _: object) -> None:
     """Let the bytes of a cache go with it: the call must not keep them."""
-    call.replace(_CACHE, _NO_BYTES)
+    call.replace(place, _NO_BYTES)
 
 
 class _Space:
