@@ -19,6 +19,11 @@ PROMPT = ">>>"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]")
 
 
+def _hear_hangups() -> None:
+    """A run of the tests under nohup ignores them, and so would what it starts."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def chat(environment, tiny) -> Callable[..., pexpect.spawn]:
     """A chat on a terminal, up to its first prompt."""
@@ -33,6 +38,7 @@ def chat(environment, tiny) -> Callable[..., pexpect.spawn]:
             timeout=20,
             encoding="utf-8",
             dimensions=(40, 120),
+            preexec_fn=_hear_hangups,
         )
         child.delaybeforesend = 0.1
         spawned.append(child)
