@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,7 @@ def remember_tables(data: bytes, library: str, tables: BpeTables) -> None:
 
 def _write(path: Path, kept: bytes) -> None:
     """Write aside, then rename: a reader finds all of it or nothing."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}")
+    aside = path.with_name(f"{path.name}.{os.urandom(6).hex()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         notes = sorted(path.parent.iterdir(), key=lambda note: note.stat().st_mtime)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 from numba.core import config
 
 from edgellm.simd import settings, target
+from tests.ahead import ROOT
+from tests.simd.test_isas import clean
 
-ROOT = Path(__file__).parents[2]
 CODE = """
 import json, sys
 if "numba" in sys.argv:
@@ -27,10 +27,8 @@ print(json.dumps(found | {"numba": "numba" in sys.modules}))
 
 
 def found(*arguments: str, cwd: Path = ROOT, **environ: str) -> dict:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
-    clean |= {"PYTHONPATH": str(ROOT), **environ}
-    command = [sys.executable, "-c", CODE, *arguments]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd, env=clean).stdout)
+    command, env = [sys.executable, "-c", CODE, *arguments], clean(**environ)
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd, env=env).stdout)
 
 
 def test_numba_would_say_the_same() -> None:

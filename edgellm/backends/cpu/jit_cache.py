@@ -38,7 +38,6 @@ import logging
 import os
 import pickle
 import re
-import uuid
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -237,7 +236,7 @@ def _payload(path: Path, key: str) -> bytes | None:
 
 def _write(path: Path, entry: bytes) -> None:
     """Write aside, then rename: a reader finds all of it or nothing."""
-    aside = path.with_name(f"{path.name}{WRITING}{uuid.uuid4().hex[:12]}")
+    aside = path.with_name(f"{path.name}{WRITING}{os.urandom(6).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         with open(os.open(aside, flags, 0o600), "wb") as file:

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import time
-import uuid
 from pathlib import Path
 
 from edgellm.backends.cpu.jit_digest import DIGEST_LENGTH, digest
@@ -154,7 +153,7 @@ def _prune(root: Path) -> None:
 
 
 def _remove(path: str, root: Path) -> None:
-    aside = root / f"{_REMOVED}{uuid.uuid4().hex[:12]}"
+    aside = root / f"{_REMOVED}{os.urandom(6).hex()}"
     with contextlib.suppress(OSError):
         os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)
