@@ -65,7 +65,7 @@ def op_pick_rows(act, op, logits_rows, count, ith, nth):
             act[target + i] = act[source + i]
 
 
-@kernel
+@kernel(inline="always")
 def run_piece(model, space, op, count, planes, first, last, at):
     """Blocks first .. last - 1 of a linear; the thread's part of the stage begins at `at`."""
     weights, kind = model[1], op["kind"]
@@ -100,15 +100,15 @@ def run_linear(model, space, step, op, count, planes, sync, number, ticket, ith,
     elif kind == REFINE_INT2 and few:
         op_refine_int2(logits, quads, xs, stage, weights, act, op, planes, ith, nth)
     elif count > 0:
-        left = (op["rows"] + F32_LANES - 1) // F32_LANES
-        first, least = 0, max(1, op["piece"] // count)
+        blocks, least = (op["rows"] + F32_LANES - 1) // F32_LANES, max(1, op["piece"] // count)
+        left = blocks
         while left > 0:
             size = piece_of(left, nth, least)
             if number == ticket:
+                first = blocks - left
                 run_piece(model, space, op, count, planes, first, first + size, ith * STAGE)
                 ticket = take(sync, nth)
             number += 1
-            first += size
             left -= size
     return number, ticket
 
@@ -293,7 +293,8 @@ def walk(model, space, cache, step, layer_kinds, planes, first, last, ahead, tim
     nothing.
     """
     table, counts, chosen = model[0], step[0], step[13]
-    phase, number, ticket = 0, 0, ith
+    # A constant is of a type of its own, for which numba would compile all linears before it does for integers: 25 s.
+    phase, number, ticket = 0, np.int64(0), ith
     for turn in range(ahead + 1):
         for row in range(first, last):
             op = table[row]
