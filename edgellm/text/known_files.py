@@ -60,19 +60,23 @@ def library_build() -> str:
     return f"{spec.origin} {found.st_size} {found.st_mtime_ns}"
 
 
-def is_kept(data: bytes) -> bool:
-    """Whether what is found in these bytes is kept."""
-    return _path(data, "") is not None
+def note_of(data: bytes, library: str) -> Path | None:
+    """Where it is noted what was found in these bytes with that library; None where nothing is: of a small file, or
+    without a folder. All else here takes it, for a digest of 17 MB is not made twice in a start."""
+    cache = folder("cache")
+    if cache is None or len(data) < MIN_BYTES:
+        return None
+    digest = hashlib.sha256(data)
+    digest.update(f" {_RULES} {__version__} {library}".encode())
+    return cache / "tokenizers" / f"{digest.hexdigest()[:32]}.json"
 
 
-def recall(data: bytes, library: str) -> Facts | None:
-    """What was found in these bytes; None where nobody looked, or nothing was kept."""
-    path = _readable(data, library)
-    if path is None:
+def recall(note: Path | None) -> Facts | None:
+    """What was found; None where nobody looked, or nothing was kept."""
+    if not _is_readable(note):
         return None
     try:
-        note = read_json(path)
-        facts = Facts(**note)
+        facts = Facts(**read_json(note))
         if type(facts.size) is int and type(facts.may_panic) is bool and isinstance(facts.decoder, (dict, type(None))):
             return facts
     except (EdgeLLMError, TypeError):
@@ -80,17 +84,15 @@ def recall(data: bytes, library: str) -> Facts | None:
     return None
 
 
-def remember(data: bytes, library: str, facts: Facts) -> None:
+def remember(note: Path | None, facts: Facts) -> None:
     """Keep what was found; where nothing can be written, nothing is."""
-    path = _path(data, library)
-    if path is not None:
-        _write(path, json.dumps(asdict(facts)).encode())
+    if note is not None:
+        _write(note, json.dumps(asdict(facts)).encode())
 
 
-def recall_tables(data: bytes, library: str) -> BpeTables | None:
-    """The tables that were made of these bytes; None where none were, or they are damaged: they are made anew then."""
-    note = _readable(data, library)
-    if note is None:
+def recall_tables(note: Path | None) -> BpeTables | None:
+    """The tables that were made; None where none were, or they are damaged: they are made anew then."""
+    if not _is_readable(note):
         return None
     path = note.with_suffix(TABLES)
     try:
@@ -107,12 +109,11 @@ def recall_tables(data: bytes, library: str) -> BpeTables | None:
     return None
 
 
-def remember_tables(data: bytes, library: str, tables: BpeTables) -> None:
+def remember_tables(note: Path | None, tables: BpeTables) -> None:
     """Keep tables beside what was found; where nothing can be written, nothing is."""
-    path = _readable(data, library)
-    if path is not None:
+    if _is_readable(note):
         kept = tables.to_bytes()
-        _write(path.with_suffix(TABLES), hashlib.sha256(kept).digest() + kept)
+        _write(note.with_suffix(TABLES), hashlib.sha256(kept).digest() + kept)
 
 
 def _write(path: Path, kept: bytes) -> None:
@@ -127,21 +128,11 @@ def _write(path: Path, kept: bytes) -> None:
         os.replace(aside, path)
 
 
-def _readable(data: bytes, library: str) -> Path | None:
-    """The note's path; None where there is no folder for it that others cannot write to."""
-    path = _path(data, library)
+def _is_readable(note: Path | None) -> bool:
+    """Whether there is a folder for it that others cannot write to."""
     try:
-        if path is not None:
-            require_private(path.parent)
+        if note is not None:
+            require_private(note.parent)
     except OSError:
-        return None
-    return path
-
-
-def _path(data: bytes, library: str) -> Path | None:
-    cache = folder("cache")
-    if cache is None or len(data) < MIN_BYTES:
-        return None
-    digest = hashlib.sha256(data)
-    digest.update(f" {_RULES} {__version__} {library}".encode())
-    return cache / "tokenizers" / f"{digest.hexdigest()[:32]}.json"
+        return False
+    return note is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import TokenizerError
@@ -15,8 +16,8 @@ from edgellm.text.bpe_tables import BpeTables, tables_of
 from edgellm.text.bpe_words import QWEN2_WORDS
 from edgellm.text.known_files import (
     Facts,
-    is_kept,
     library_build,
+    note_of,
     recall,
     recall_tables,
     remember,
@@ -37,9 +38,9 @@ _FAMILIES = ("GPT2", "Qwen2")
 
 def load_tokenizer_json(files: SideFiles, data: bytes, config: TokensConfig, rows: int | None) -> Tokenizer:
     """The tokenizer of a tokenizer.json; its truncation, padding and dropout are for training and ignored."""
-    file, build = files.locate(JSON_FILE), library_build()
-    tables = recall_tables(data, build)
-    load = partial(_load_library, file, data, build, config, rows)
+    file, note = files.locate(JSON_FILE), note_of(data, library_build())
+    tables = recall_tables(note)
+    load = partial(_load_library, file, data, note, config, rows)
     if tables is None or not _knows_added(tables, config):
         return load()
     return QuickTokenizer(tables, kind=JSON_FILE, file=file, rows=rows, config=config, library=load)
@@ -51,10 +52,12 @@ def _knows_added(tables: BpeTables, config: TokensConfig) -> bool:
     return all(known.get(token.content) == token.id for token in config.added)
 
 
-def _load_library(file: str, data: bytes, build: str, config: TokensConfig, rows: int | None) -> LibraryTokenizer:
+def _load_library(
+    file: str, data: bytes, note: Path | None, config: TokensConfig, rows: int | None
+) -> LibraryTokenizer:
     import tokenizers
 
-    facts = recall(data, build)
+    facts = recall(note)
     table = parse_json(data, file) if facts is None else {}
     with library_errors(file, "cannot be read as a tokenizer.json"):
         library = tokenizers.Tokenizer.from_buffer(data)
@@ -64,9 +67,9 @@ def _load_library(file: str, data: bytes, build: str, config: TokensConfig, rows
             library.model.dropout = None  # merges left out at random are for training, too
     if facts is None:
         facts = _looked_through(table, library, file)
-        remember(data, build, facts)
-        if is_kept(data):
-            _make_tables(table, library, facts, file, data, build)
+        remember(note, facts)
+        if note is not None:
+            _make_tables(table, library, facts, file, note)
     return LibraryTokenizer(
         library,
         kind=JSON_FILE,
@@ -79,9 +82,7 @@ def _load_library(file: str, data: bytes, build: str, config: TokensConfig, rows
     )
 
 
-def _make_tables(
-    table: dict[str, Any], library: tokenizers.Tokenizer, facts: Facts, file: str, data: bytes, build: str
-) -> None:
+def _make_tables(table: dict[str, Any], library: tokenizers.Tokenizer, facts: Facts, file: str, note: Path) -> None:
     """Keep tables for the next start, if the file's tokenizer is one that they can stand for."""
     plain = LibraryTokenizer(
         library,
@@ -95,7 +96,7 @@ def _make_tables(
     )
     tables = tables_of(table, facts.size, plain.added_tokens, *plain.template_ids())
     if tables is not None and agree(tables, plain):
-        remember_tables(data, build, tables)
+        remember_tables(note, tables)
 
 
 def _looked_through(table: dict[str, Any], library: tokenizers.Tokenizer, file: str) -> Facts:

@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.errors import EdgeLLMError, TokenizerError
 from edgellm.text import known_files, library_files, load_tokenizer
-from edgellm.text.known_files import Facts
+from edgellm.text.known_files import Facts, note_of
 from tests.text.conftest import byte_level_json, json_files, llama_json
 
 TEXT = "Ein Test, <|im_end|> zwei  Tests."
@@ -77,21 +77,21 @@ def test_a_damaged_note_is_none(note: str, notes: Path, looked: list[str]) -> No
 
 def test_other_bytes_and_other_libraries_are_others(notes: Path) -> None:
     facts = Facts(9, True, {"type": "ByteLevel"})
-    known_files.remember(b"data", "1.0", facts)
-    assert known_files.recall(b"data", "1.0") == facts
-    assert known_files.recall(b"dato", "1.0") is None
-    assert known_files.recall(b"data", "1.1") is None
+    known_files.remember(note_of(b"data", "1.0"), facts)
+    assert known_files.recall(note_of(b"data", "1.0")) == facts
+    assert known_files.recall(note_of(b"dato", "1.0")) is None
+    assert known_files.recall(note_of(b"data", "1.1")) is None
 
 
 def test_notes_are_few_and_need_not_be(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_files, "KEPT_FILES", 3)
     for number in range(5):
-        known_files.remember(b"%d" % number, "1.0", Facts(9, False, None))
+        known_files.remember(note_of(b"%d" % number, "1.0"), Facts(9, False, None))
     assert len(list(notes.iterdir())) == 3
-    assert known_files.recall(b"4", "1.0") is not None
+    assert known_files.recall(note_of(b"4", "1.0")) is not None
     monkeypatch.setenv("EDGELLM_CACHE_DIR", str(notes / ("x" * 300)))
-    known_files.remember(b"5", "1.0", Facts(9, False, None))
-    assert known_files.recall(b"5", "1.0") is None
+    known_files.remember(note_of(b"5", "1.0"), Facts(9, False, None))
+    assert known_files.recall(note_of(b"5", "1.0")) is None
 
 
 def test_small_files_leave_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
