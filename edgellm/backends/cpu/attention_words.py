@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from edgellm.backends.cpu.attention_products import QUERIES
 from edgellm.backends.cpu.attention_softmax import weigh, weight_of
 from edgellm.backends.cpu.cache import BLOCKS, CHUNK, GROUP
 from edgellm.backends.cpu.jit import kernel
@@ -57,8 +58,6 @@ from edgellm.simd import (
 
 #: Where words are multiplied faster than floats.
 WORDS = TARGET.isa in ("avx512vnni", "avxvnni")
-#: Queries of a register tile.
-QUERIES = 4
 _WORD = 2
 _PAIR = 4
 _VECTOR = F32_LANES * _PAIR
@@ -174,20 +173,34 @@ narrow_keys_f16, narrow_values_f16 = _make(2)
 narrow_keys_i8, narrow_values_i8 = _make(1)
 
 
+def _make_dots(count: int) -> Callable[..., Any]:
+    """The products of four queries with `count` vectors."""
+
+    @kernel(forceinline=True)
+    def dots(words, left, row_bytes, at, pairs):
+        """Four rows of words from byte `left` on, `row_bytes` apart, times the pairs of words from byte `at` on."""
+        a0 = tile(zero_i32(), count)
+        a1 = tile(zero_i32(), count)
+        a2 = tile(zero_i32(), count)
+        a3 = tile(zero_i32(), count)
+        for pair in range(pairs):
+            right = load_i16(words, indices(at + pair * count * _VECTOR, _VECTOR, count))
+            one = left + pair * _PAIR
+            a0 = dot_i16i16(a0, right, bitcast_i16(broadcast_i32(words, one)))
+            a1 = dot_i16i16(a1, right, bitcast_i16(broadcast_i32(words, one + row_bytes)))
+            a2 = dot_i16i16(a2, right, bitcast_i16(broadcast_i32(words, one + 2 * row_bytes)))
+            a3 = dot_i16i16(a3, right, bitcast_i16(broadcast_i32(words, one + 3 * row_bytes)))
+        return a0, a1, a2, a3
+
+    return dots
+
+
+_dots_tile, _dots_vector = _make_dots(BLOCKS), _make_dots(1)
+
+
 @kernel
 def _scores_four(work, s, query_scales, key_scales, words, q, depth, at):
-    a0 = tile(zero_i32(), BLOCKS)
-    a1 = tile(zero_i32(), BLOCKS)
-    a2 = tile(zero_i32(), BLOCKS)
-    a3 = tile(zero_i32(), BLOCKS)
-    row = depth * _WORD
-    for d in range(depth // 2):
-        keys = load_i16(words, indices(at + d * BLOCKS * _VECTOR, _VECTOR, BLOCKS))
-        one = q + d * _PAIR
-        a0 = dot_i16i16(a0, keys, bitcast_i16(broadcast_i32(words, one)))
-        a1 = dot_i16i16(a1, keys, bitcast_i16(broadcast_i32(words, one + row)))
-        a2 = dot_i16i16(a2, keys, bitcast_i16(broadcast_i32(words, one + 2 * row)))
-        a3 = dot_i16i16(a3, keys, bitcast_i16(broadcast_i32(words, one + 3 * row)))
+    a0, a1, a2, a3 = _dots_tile(words, q, depth * _WORD, at, depth // 2)
     scales = load_f32(work, indices(key_scales, F32_LANES, BLOCKS))
     store(work, indices(s, F32_LANES, BLOCKS), convert_f32(a0) * (scales * broadcast_f32(work, query_scales)))
     s += CHUNK
@@ -232,7 +245,7 @@ def _narrow_weights(words, at, work, s, factors, queries, first, last):
             store_i32_to_i16(words, indices(at + (r * CHUNK + v) * _WORD, F32_LANES * _WORD, BLOCKS), whole)
 
 
-def _make_values(count: int) -> Callable[..., Any]:
+def _make_values(count: int, dots: Callable[..., Any]) -> Callable[..., Any]:
     """Four queries' sums over `count` vectors of values."""
 
     @kernel
@@ -242,18 +255,9 @@ def _make_values(count: int) -> Callable[..., Any]:
 
     @kernel
     def values_four(work, a, fades, inverses, value_scales, words, p, depth, at, first, last):
-        a0 = tile(zero_i32(), count)
-        a1 = tile(zero_i32(), count)
-        a2 = tile(zero_i32(), count)
-        a3 = tile(zero_i32(), count)
-        row = CHUNK * _WORD
-        for pair in range(first // 2, (last + 1) // 2):
-            v = load_i16(words, indices(at + pair * count * _VECTOR, _VECTOR, count))
-            one = p + pair * _PAIR
-            a0 = dot_i16i16(a0, v, bitcast_i16(broadcast_i32(words, one)))
-            a1 = dot_i16i16(a1, v, bitcast_i16(broadcast_i32(words, one + row)))
-            a2 = dot_i16i16(a2, v, bitcast_i16(broadcast_i32(words, one + 2 * row)))
-            a3 = dot_i16i16(a3, v, bitcast_i16(broadcast_i32(words, one + 3 * row)))
+        begin, end = first // 2, (last + 1) // 2
+        left, right = p + begin * _PAIR, at + begin * count * _VECTOR
+        a0, a1, a2, a3 = dots(words, left, CHUNK * _WORD, right, end - begin)
         scales = load_f32(work, indices(value_scales, F32_LANES, count))
         add(work, a, fades, inverses, convert_f32(a0) * scales)
         add(work, a + depth, fades + 1, inverses + 1, convert_f32(a1) * scales)
@@ -263,7 +267,7 @@ def _make_values(count: int) -> Callable[..., Any]:
     return values_four
 
 
-_values_tile, _values_vector = _make_values(BLOCKS), _make_values(1)
+_values_tile, _values_vector = _make_values(BLOCKS, _dots_tile), _make_values(1, _dots_vector)
 
 
 @kernel

@@ -293,6 +293,6 @@ def _weight_fields(weight: PackedLinear) -> dict[str, Any]:
         "group": layout.group,
         "own_zeros": int(layout.own_zeros),
         "stretch": layout.stretch,
-        "piece": max(1, PIECE_BYTES // layout.block_bytes),
+        "piece": PIECE_BYTES // layout.block_bytes,
         "factor": weight.factor,
     }
