@@ -64,7 +64,7 @@ def _activate(x, code):
     return half * (splat_f32(1.0) + tanh(inner))
 
 
-@kernel
+@kernel(shared=True)
 def op_act_mul(
     act, out_offset, out_stride, gate_offset, gate_stride, up_offset, up_stride, code, tokens, width, ith, nth
 ):
@@ -88,7 +88,7 @@ def op_act_mul(
             store_n(act, out + whole, value, rest)
 
 
-@kernel
+@kernel(shared=True)
 def op_add(act, x_offset, x_stride, y_offset, y_stride, multiplier, tokens, width, ith, nth):
     """x = x + multiplier * y over `tokens` rows of `width`."""
     blocks = (width + _BLOCK - 1) // _BLOCK
@@ -115,7 +115,7 @@ def cap_scores(x, cap):
     return splat_f32(cap) * tanh(x / splat_f32(cap))
 
 
-@kernel
+@kernel(shared=True)
 def op_softcap(x, offset, stride, multiplier, cap, rows, width, ith, nth):
     """x = softcap(x * multiplier) in place over `rows` rows of `width`; `cap` 0 is no cap."""
     blocks = (width + _BLOCK - 1) // _BLOCK

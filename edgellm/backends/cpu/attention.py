@@ -191,7 +191,7 @@ def _attend(
         )  # fmt: skip
 
 
-@kernel
+@kernel(shared=True)
 def op_attention(
     act,
     out_offset,
@@ -274,7 +274,7 @@ def op_attention(
                 partials[target + depth + 1] = work[f + 2 * capacity + r]
 
 
-@kernel
+@kernel(shared=True)
 def op_attention_merge(act, out_offset, out_stride, partials, merges, heads, head_dim, ith, nth):
     """Join the partial results of `op_attention`, after a barrier; nothing to do where `merges` is empty.
 

@@ -32,7 +32,7 @@ from edgellm.simd import (
 _LOWEST = np.float32(-np.inf)
 
 
-@kernel
+@kernel(shared=True)
 def op_best(act, at, logits, vocab, size, limit, rows, ith, nth):
     """The parts, of `size` ids, of `rows` rows of `vocab` logits into act[at ...], float32 [rows, PARTS]."""
     first, last = share(ith, nth, rows * PARTS)
@@ -49,7 +49,7 @@ def op_best(act, at, logits, vocab, size, limit, rows, ith, nth):
         act[at + piece] = reduce_max(most) + reduce_add(poison)
 
 
-@kernel
+@kernel(shared=True)
 def op_token(act, at, tokens, logits, vocab, size, limit, rows, ith, nth):
     """The tokens of `rows` rows into act[tokens ...], as floats, from the parts that `op_best` left at act[at ...]."""
     first, last = share(ith, nth, rows)

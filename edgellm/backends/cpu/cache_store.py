@@ -90,7 +90,7 @@ def _take(out, at, x, source, head_dim, depth):
     store_n(out, at + whole, load_n_f32(x, source + whole, rest), rest)
 
 
-@kernel
+@kernel(shared=True)
 def op_store_kv(
     cache,
     layout,

@@ -43,7 +43,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgellm.backends.cpu import jit_digest, jit_key, jit_progress
+from edgellm.backends.cpu import jit_digest, jit_key, jit_progress, jit_shared
 from edgellm.backends.cpu.jit_folder import WRITING, CacheFolders
 from edgellm.folders import require_trusted
 
@@ -58,13 +58,13 @@ _Made = TypeVar("_Made")
 _log = logging.getLogger("edgellm")
 
 
-def attach(dispatcher: Any) -> None:
-    """Let a dispatcher of numba keep its code in this cache."""
+def attach(dispatcher: Any, *, shared: bool = False) -> None:
+    """Let a dispatcher of numba keep its code in this cache; `shared`: and its callers share that."""
     if not hasattr(dispatcher, "_cache") or not _number_apart():
         _log.debug("this numba has no place for a cache: %s stays uncached", dispatcher)
         return
     jit_digest.digest()  # now, while the sources are those that were imported
-    dispatcher._cache = KernelCache(dispatcher)
+    dispatcher._cache = KernelCache(dispatcher, shared=shared)
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +95,8 @@ class KernelCache:
     Only functions of this package are kept; others, such as a notebook's, are compiled in each process.
     """
 
-    def __init__(self, dispatcher: Any) -> None:
+    def __init__(self, dispatcher: Any, *, shared: bool = False) -> None:
+        self._shared = shared
         self._function = dispatcher.py_func
         self._options = jit_key.describe_options(dispatcher.targetoptions)
         self._enabled = (self._function.__module__ or "").startswith("edgellm.")
@@ -126,7 +127,7 @@ class KernelCache:
             key = self._keys[signature] = self._key(signature, target_context.codegen())
             if key is None:
                 return None
-            return load(self._function.__qualname__, key, partial(_rebuilt, target_context))
+            return load(self._function.__qualname__, key, partial(_rebuilt, target_context, self._shared))
         except Exception as error:
             # whatever it is, compiling again answers it
             _log.debug("cached %s not used: %r", self._function.__qualname__, error)
@@ -134,7 +135,11 @@ class KernelCache:
 
     def save_overload(self, signature: Any, result: Any) -> None:
         """Keep a compile result."""
-        key = self._keys.pop(signature, None)
+        if self._shared:
+            jit_shared.share(result)
+        self._save(self._keys.pop(signature, None), result)
+
+    def _save(self, key: str | None, result: Any) -> None:
         if not self._enabled or key is None:
             return
         try:
@@ -143,7 +148,8 @@ class KernelCache:
                 return
             from numba.core.serialize import dumps
 
-            payload = dumps(result._reduce())
+            reduced = result._reduce()
+            payload = dumps((reduced, jit_shared.needed(_object_code(reduced))))
         except Exception as error:
             _log.debug("%s cannot be kept: %r", self._function.__qualname__, error)
             return
@@ -158,7 +164,7 @@ class KernelCache:
         return f"{types} {hashlib.sha256(described.encode()).hexdigest()}"
 
 
-def _rebuilt(target_context: Any, payload: bytes) -> Any:
+def _rebuilt(target_context: Any, shared: bool, payload: bytes) -> Any:
     """numba's compile result of a pickle."""
     from numba.core.compiler import CompileResult
     from numba.core.runtime import rtsys
@@ -166,7 +172,18 @@ def _rebuilt(target_context: Any, payload: bytes) -> Any:
     # Of `target_context.refresh()`, which numba calls here, code that is compiled needs this alone: the functions that
     # count references. The rest (0.2 s) is for compiling, and called again there.
     rtsys.initialize(target_context)
-    return CompileResult._rebuild(target_context, *pickle.loads(payload))
+    reduced, objects = pickle.loads(payload)
+    jit_shared.load(target_context.codegen()._engine, objects)
+    result = CompileResult._rebuild(target_context, *reduced)
+    if shared:
+        jit_shared.share(result, _object_code(reduced))
+    return result
+
+
+def _object_code(reduced: tuple[Any, ...]) -> bytes:
+    """That of what `CompileResult._reduce` gave."""
+    _, _, (object_code, _) = reduced[0]
+    return object_code
 
 
 def load(name: str, key: str, use: Callable[[bytes], _Made]) -> _Made | None:

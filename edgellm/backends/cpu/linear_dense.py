@@ -79,7 +79,7 @@ _sweep_1, _sweep_2, _sweep_4 = (_make_sweep(width) for width in (1, 2, 4))
 _widest = _make_sweep(WIDEST) if WIDEST > 4 else _sweep_4
 
 
-@kernel
+@kernel(shared=True)
 def op_linear_f16(out, xs, stage, weights, op, tokens, first, last, at):
     """A linear of float16 weights; arguments as in `linear_int.py`, xs as `op_arrange` left them."""
     full = full_columns(tokens)

@@ -25,7 +25,7 @@ def _lane(vector, lane):
     return reduce_add(select(first_n(lane + 1) & ~first_n(lane), vector, zero_f32()))
 
 
-@kernel
+@kernel(shared=True)
 def op_embed(out, weights, op, token_ids, kind, multiplier, tokens, ith, nth):
     """Rows of a weight, one a token.
 

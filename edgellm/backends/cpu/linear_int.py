@@ -85,7 +85,7 @@ def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[...,
     eights = 2 if bits == 2 else 1  # of a step
     step = _VECTOR * bits // 4 * eights  # in bytes
 
-    @kernel
+    @kernel(shared=True)
     def sums_of(stage, at, g, weights, scales, zero_step, zeros, quads, column, xs, all_groups, groups, group, ahead):
         """Groups g .. g + groups - 1 of `all_groups`; `zeros` is where the whole weight's zero points are."""
         line = scales + round_line(groups * (2 * _LANES + zero_step))
@@ -131,7 +131,7 @@ def _make_sweep(width: int, bits: int) -> Callable[..., None]:
     sums_of = _make_sums(width, bits, prefetch if width == WIDEST else prefetch_once)  # others are one tile
     zero_bytes = _LANES if bits == 4 else 2 * _LANES
 
-    @kernel
+    @kernel(shared=True)
     def sweep(out, quads, xs, stage, weights, op, columns, planes, first_column, last_column, first, last, stage_at):
         group, stretch = op["group"], op["stretch"]
         groups = (op["inputs"] + group - 1) // group
@@ -197,7 +197,7 @@ def _make_op(bits: int) -> Callable[..., None]:
     sweep_1, sweep_2, sweep_4 = (_make_sweep(width, bits) for width in (1, 2, 4))
     widest = _make_sweep(WIDEST, bits) if WIDEST > 4 else sweep_4
 
-    @kernel
+    @kernel(shared=True)
     def op_linear(out, quads, xs, stage, weights, op, tokens, planes, first, last, at):
         columns = tokens * planes
         full = full_columns(columns)
@@ -218,7 +218,7 @@ def make_block(bits: int) -> Callable[..., None]:
     """The kernel that takes one block of a weight without zero points of its own through the columns of one token."""
     sums_1, sums_2 = (_make_sums(width, bits, prefetch_once) for width in (1, 2))
 
-    @kernel
+    @kernel(shared=True)
     def op_block(out, quads, xs, stage, weights, op, planes, block, following, at):
         """While it reads `block` it asks for `following`, line by line: a block that follows none has nobody else who
         does, and with a few lines asked for at a time it took half as long again."""

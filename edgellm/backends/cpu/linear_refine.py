@@ -54,7 +54,7 @@ _HALVINGS = 24
 _LOWEST = np.float32(-3e38)
 
 
-@kernel
+@kernel(shared=True)
 def op_peaks(act, at, logits, rows, ith, nth):
     """The largest logit of each block into act[at ...], `_LOWEST` up to a whole number of vectors behind them."""
     blocks = (rows + _LANES - 1) // _LANES
@@ -110,7 +110,7 @@ def make_refine(bits: int, wanted: int) -> Callable[..., None]:
     """The op over slices of so many bits for `wanted` blocks."""
     op_block = make_block(bits)
 
-    @kernel
+    @kernel(shared=True)
     def op_refine(logits, quads, xs, stage, weights, act, op, planes, ith, nth):
         at, blocks = op["other"], (op["rows"] + _LANES - 1) // _LANES
         padded = (blocks + _LANES - 1) // _LANES * _LANES

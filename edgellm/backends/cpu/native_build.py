@@ -19,7 +19,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 
-from edgellm.backends.cpu import jit_progress, native_apart, native_object
+from edgellm.backends.cpu import jit_progress, jit_shared, native_apart, native_object
+from edgellm.backends.cpu.collector import collecting_rarely
 
 _WORD = ir.IntType(64)
 
@@ -41,6 +42,7 @@ def build(kernel: Any, arguments: tuple[Any, ...], *, threaded: bool) -> bytes:
     # as in Dispatcher.compile, whose events and cache these compilations must not touch
     with (
         global_compiler_lock,
+        collecting_rarely(),
         jit_progress.announced(kernel.py_func.__qualname__),
         native_apart.parts_compiled(kernel, kinds),
     ):
@@ -50,7 +52,8 @@ def build(kernel: Any, arguments: tuple[Any, ...], *, threaded: bool) -> bytes:
         result = compiler.compile((*kinds, types.int64, types.int64) if threaded else kinds, None)
         name = "edgellm_" + hashlib.sha256(result.fndesc.llvm_func_name.encode()).hexdigest()[:16]
         entrance = _entrance(name, result, kinds, threaded)
-        return native_object.payload_of(name, [_object_of(result.library), _object_of(entrance)])
+        objects = [_object_of(result.library), _object_of(entrance)]
+        return native_object.payload_of(name, [*objects, *jit_shared.needed(*objects).values()])
 
 
 def _object_of(library: Any) -> bytes:

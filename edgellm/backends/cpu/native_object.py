@@ -26,7 +26,7 @@ def payload_of(function: str, objects: list[bytes]) -> bytes:
     undefined: set[str] = set()
     defined: set[str] = set()
     for data in objects:
-        for name, is_defined in _symbols(data):
+        for name, is_defined in symbols(data):
             (defined if is_defined else undefined).add(name)
     described = {"function": function, "needs": sorted(undefined - defined), "sizes": [len(data) for data in objects]}
     return json.dumps(described).encode() + b"\n" + b"".join(objects)
@@ -64,7 +64,7 @@ def _engine() -> Any:
     return llvm.create_mcjit_compiler(module, llvm.Target.from_triple(module.triple).create_target_machine(jit=True))
 
 
-def _symbols(data: bytes) -> Iterator[tuple[str, bool]]:
+def symbols(data: bytes) -> Iterator[tuple[str, bool]]:
     """Names that an object mentions beyond its own sections, and whether it defines them."""
     if data[:5] == b"\x7fELF\x02":
         return _elf_symbols(data)

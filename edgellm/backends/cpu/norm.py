@@ -47,7 +47,7 @@ def inverse_rms(x, at, count, eps):
     return rsqrt(splat_f32(reduce_add(total)) / splat_f32(count) + splat_f32(eps))
 
 
-@kernel
+@kernel(shared=True)
 def op_rms_norm(
     act,
     out_offset,

@@ -42,7 +42,7 @@ _TOP_TWO = np.float32(127.0 * 128.0)
 _SMALLEST = np.float32(1e-30)
 
 
-@kernel
+@kernel(shared=True)
 def op_quantize(quads, xs, act, stage, permutations, op, tokens, planes, ith, nth):
     """Quantize `tokens` rows into `planes` planes.
 
@@ -143,7 +143,7 @@ def _round_two(quads, xs, source, at, quad, scale_at, width, group, inverse):
     xs[scale_at + width + 1] = np.float32(reduce_add(total_low))
 
 
-@kernel
+@kernel(shared=True)
 def op_arrange(xs, act, permutations, op, tokens, ith, nth):
     """Activations into tiles as they are, for F16 weights. Arguments as in `op_quantize`; each token is done whole."""
     inputs, permutation = op["inputs"], op["permutation"]

@@ -31,7 +31,7 @@ def turn_head(out, target, x, source, cos, sin, table, half):
         store_n(out, target + half + whole, fma(b, c, a * s), rest)
 
 
-@kernel
+@kernel(shared=True)
 def op_rope(act, offset, stride, cos, sin, table, half, tokens, heads, head_dim, ith, nth):
     """Turn `heads` heads of each row in place: row t at act[offset + t * stride], angles at row t of the table."""
     first, last = share(ith, nth, tokens * heads)

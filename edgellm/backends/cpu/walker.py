@@ -54,7 +54,7 @@ USE, LIMIT = 2, 3
 FIRST_RUN, LAST_RUN, FIRST_ITEM, LAST_ITEM, FIRST_MERGE, LAST_MERGE, TILES = range(7)
 
 
-@kernel
+@kernel(shared=True)
 def op_pick_rows(act, op, logits_rows, count, ith, nth):
     """Copy the `count` rows whose logits are wanted."""
     first, last = share(ith, nth, count)
@@ -81,7 +81,7 @@ def run_piece(model, space, op, count, planes, first, last, at):
         op_linear_f16(out, xs, stage, weights, op, count, first, last, at)
 
 
-@kernel
+@kernel(shared=True)
 def run_linear(model, space, step, op, count, planes, sync, number, ticket, ith, nth):
     """QUANTIZE, ARRANGE, and the linears between buffers and to the logits.
 
@@ -113,7 +113,7 @@ def run_linear(model, space, step, op, count, planes, sync, number, ticket, ith,
     return number, ticket
 
 
-@kernel
+@kernel(shared=True)
 def run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth):
     """STORE_KV, ROPE, ATTEND and ATTEND_MERGE."""
     shape = model[3]
@@ -207,7 +207,7 @@ def run_attention(model, space, cache, step, layer_kinds, op, count, ith, nth):
     )
 
 
-@kernel
+@kernel(shared=True)
 def run_elements(model, space, step, op, count, ith, nth):
     """The ops that go over rows of numbers."""
     weights = model[1]
@@ -254,8 +254,11 @@ def run_elements(model, space, step, op, count, ith, nth):
 
 #: How a first start divides the work of compiling (`native_apart.py`): what a helper does, what is done meanwhile, and
 #: what the parameters of those are called in the groups that `walk` takes.
-APART = ("op_linear_int4", "op_linear_int2", "op_linear_int8", "op_refine_int4", "op_refine_int2")
-MEANWHILE = ("run_attention", "run_elements", "op_linear_f16")
+APART = (
+    "op_linear_int4", "op_linear_int2", "op_linear_int8", "op_linear_f16", "op_refine_int4", "op_refine_int2",
+    "op_quantize", "op_arrange",
+)  # fmt: skip
+MEANWHILE = ("run_attention", "run_elements")
 MEMBERS = {
     "model": ("table", "weights", "permutations", "shape"),
     "space": ("act", "logits", "quads", "xs", "stage", "partials", "work", "wide"),
@@ -293,8 +296,7 @@ def walk(model, space, cache, step, layer_kinds, planes, first, last, ahead, tim
     nothing.
     """
     table, counts, chosen = model[0], step[0], step[13]
-    # A constant is of a type of its own, for which numba would compile all linears before it does for integers: 25 s.
-    phase, number, ticket = 0, np.int64(0), ith
+    phase, number, ticket = 0, 0, ith
     for turn in range(ahead + 1):
         for row in range(first, last):
             op = table[row]

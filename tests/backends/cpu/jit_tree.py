@@ -136,7 +136,7 @@ class Tree:
         tree = cls(folder)
         cpu = tree.package / "backends" / "cpu"
         cpu.mkdir()
-        for pattern in ("__init__.py", "cores.py", "jit*.py", "native*.py"):
+        for pattern in ("__init__.py", "collector.py", "cores.py", "jit*.py", "native*.py"):
             for file in (_PACKAGE / "backends/cpu").glob(pattern):
                 shutil.copyfile(file, cpu / file.name)
         (tree.package / "simd" / "__init__.py").touch()

@@ -243,3 +243,36 @@ def test_a_full_or_readonly_disk_is_said_once(number, second_works, tmp_path, mo
     assert [("instead" in record.message, "anew" in record.message) for record in caplog.records] == [
         (second_works, not second_works)
     ]
+
+
+def test_only_kernels_that_python_calls_have_a_way_in_from_it():
+    @kernel
+    def inner(x):
+        return x * 3
+
+    @kernel
+    def outer(x):
+        return inner(x) + 1
+
+    assert outer(2) == 7
+    assert (len(inner.overloads), len(inner.from_python.overloads)) == (1, 0)
+    assert (len(outer.overloads), len(outer.from_python.overloads)) == (0, 1)
+    assert inner(2) == 6
+
+
+def test_a_constant_is_of_no_type_of_its_own():
+    @kernel
+    def add(x, n):
+        return x + n
+
+    @kernel
+    def total(count):
+        n = 0
+        while n < count:
+            n += add(n, 1)
+        return n
+
+    before = jit_progress.statistics().compiled
+    assert total(3) == 3
+    assert jit_progress.statistics().compiled == before + 2
+    assert list(add.overloads) == [(numba.int64, numba.int64)]

@@ -146,7 +146,7 @@ def compiled(triple: str, missing: str = "nowhere_to_be_found") -> bytes:
 @pytest.mark.parametrize("system", ["unknown-linux-gnu", "apple-darwin", "pc-windows-msvc"])
 def test_symbols_of_every_format(system: str) -> None:
     architecture = llvm.get_process_triple().split("-")[0]
-    symbols = dict(native_object._symbols(compiled(f"{architecture}-{system}")))
+    symbols = dict(native_object.symbols(compiled(f"{architecture}-{system}")))
     wanted = {"answer": True, "own": True, "nowhere_to_be_found": False, "sched_yield": False}
     assert {name: symbols.get(name) for name in wanted} == wanted
 
