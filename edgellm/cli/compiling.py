@@ -73,7 +73,7 @@ class Compiling:
         else:
             self._depth, self.compiled = self._depth - 1, self.compiled + 1
         if self._depth > 0:
-            self._line.show(f"{_what()}: {self.compiled} done, {time.monotonic() - self._began:.0f} s")
+            self._line.show(f"{_what()}: {self.compiled} done, {time.monotonic() - self._began:.0f} s{_left()}")
         else:  # the loading bar may come next
             self._line.clear()
 
@@ -96,6 +96,13 @@ def found_in() -> str | None:
     from edgellm.backends.cpu.jit_cache import folders
 
     return next(map(str, folders().readable()), None)
+
+
+def _left() -> str:
+    from edgellm.backends.cpu import jit_progress
+
+    seconds = jit_progress.seconds_left()
+    return "" if seconds is None else f", about {seconds:.0f} s left"
 
 
 def _what() -> str:

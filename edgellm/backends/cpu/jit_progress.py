@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Called with a kernel's name and None when its compilation begins, and the seconds it took when it has ended. Kernels
 #: that a kernel calls are compiled within it, and their seconds are part of its own.
@@ -32,9 +32,19 @@ class Statistics:
     seconds: float = 0.0
 
 
+class _Plan(NamedTuple):
+    kernels: int  # to be compiled
+    before: int  # compiled when it was made
+    began: float
+
+
+_NONE = _Plan(0, 0, 0.0)
+_plan = _NONE
 _statistics = Statistics()
 _callbacks: list[Callback] = []
 _started: list[float] = []
+#: Fewer say too little about how long the others will take.
+_TELLING = 8
 _listening = False
 
 
@@ -56,6 +66,20 @@ def compiling(callback: Callback) -> Iterator[None]:
 def count_loaded() -> None:
     """A kernel came from the cache."""
     _statistics.loaded += 1
+
+
+def expect(kernels: int) -> None:
+    """About so many are compiled from now on until the compilation at hand ends."""
+    global _plan
+    _plan = _Plan(kernels, _statistics.compiled, time.perf_counter())
+
+
+def seconds_left() -> float | None:
+    """About how long the compilation at hand will take yet; None where nobody knows."""
+    done = _statistics.compiled - _plan.before
+    if not _TELLING <= done < _plan.kernels:
+        return None
+    return (time.perf_counter() - _plan.began) / done * (_plan.kernels - done)
 
 
 def listen() -> None:
@@ -110,8 +134,10 @@ def _begin(name: str) -> None:
 
 
 def _end(name: str, succeeded: bool) -> None:
+    global _plan
     seconds = time.perf_counter() - _started.pop()
     if not _started:
+        _plan = _NONE
         _statistics.seconds += seconds
     if not succeeded:
         return

@@ -20,9 +20,10 @@ from typing import Any
 
 from numba.core import types
 
-from edgellm.backends.cpu import jit_cache
+from edgellm.backends.cpu import jit_cache, jit_progress
 from edgellm.backends.cpu.collector import collecting_rarely
 from edgellm.backends.cpu.cores import detect
+from edgellm.backends.cpu.jit_calls import kernels_within
 
 #: A helper that takes longer than this hangs.
 _SECONDS = 300
@@ -33,10 +34,13 @@ _HELPER = "from edgellm.backends.cpu.native_apart import compile_parts; compile_
 def parts_compiled(kernel: Any, kinds: Sequence[Any]) -> Iterator[None]:
     """Within the context the parts of `kernel`, which is called with arguments of numba types `kinds`, are compiled."""
     module = sys.modules[kernel.py_func.__module__]
-    helper = None
+    helper, elsewhere = None, []
     if hasattr(module, "APART") and _worth_it():
         known = _known(kernel, kinds, module.MEMBERS)
         helper = _begin(module.__name__, [(name, _kinds_of(getattr(module, name), known)) for name in module.APART])
+        if helper is not None:
+            elsewhere = [getattr(module, name) for name in module.APART]
+    jit_progress.expect(len(kernels_within(kernel, elsewhere)))
     try:
         if helper is not None:
             for part in (getattr(module, name) for name in module.MEANWHILE):

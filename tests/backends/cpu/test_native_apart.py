@@ -57,7 +57,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return None
 
     whole.__module__ = module.__name__
-    return SimpleNamespace(py_func=whole, module=module)
+    return SimpleNamespace(py_func=whole, module=module, targetoptions={})
 
 
 FLOATS = types.Array(types.float32, 1, "C")
