@@ -16,6 +16,8 @@ CONTEXT = 256
 #: What an answer keeps of each token: its id, its text, its place in two lists.
 BYTES_A_TOKEN = 48
 SLACK_BYTES = 1 << 20
+#: A step that lasts, on a machine at work, hires one thread for the caller's part, which stays.
+STAND_IN = 1
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the process's own memory from /proc")
 
@@ -82,7 +84,7 @@ def test_requests_leave_nothing_behind(tiny: Path) -> None:
     left = requests(tiny, 120)
     assert left.memory <= SLACK_BYTES
     assert left.files == 0
-    assert left.threads <= 1  # a step that lasts, on a machine at work, hires one stand-in for the caller's part
+    assert left.threads <= STAND_IN
 
 
 @pytest.mark.slow
@@ -90,4 +92,5 @@ def test_six_thousand_requests_leave_nothing_behind(tiny: Path) -> None:
     left = requests(tiny, 6000)
     print(left)
     assert left.memory <= SLACK_BYTES * 4  # 0.7 KiB a request; peers leak 3 to 12 MiB
-    assert (left.files, left.threads) == (0, 0)
+    assert left.files == 0
+    assert left.threads <= STAND_IN
