@@ -32,7 +32,7 @@ PROCESSOR = "cortex-a72"
 #: Where packages that fit a Debian or Ubuntu of today's age are built for.
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 #: Every op of `simd`, every kernel of the CPU backend in every kind of weight and cache, threads, a whole model of each
-#: golden architecture; of the rest only what handles bytes, for the wheels it stands on.
+#: golden architecture, machine code as it is kept; of the rest only what handles bytes, for the wheels it stands on.
 TESTS = (
     "tests/simd",
     "tests/backends/cpu/test_norm.py",
@@ -46,6 +46,8 @@ TESTS = (
     "tests/backends/cpu/test_attention.py",
     "tests/backends/cpu/test_team.py",
     "tests/backends/cpu/test_model.py",
+    "tests/backends/cpu/test_native.py",
+    "tests/backends/cpu/test_jit_shared.py",
     "tests/formats/test_packings.py",
 )
 #: Variants of the same tests in processes of their own, and stopwatches, which emulation makes meaningless.
