@@ -177,6 +177,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             read = size(sum(entry["read_bytes_per_token"].values()))
             bandwidth = limits["read_bytes_per_second"]
             share = f"  {entry['bandwidth_share']:.0%} of {bandwidth / 1e9:.1f} GB/s, {read} a token"
+            if "sustained_share" in entry:
+                share += f", {entry['sustained_share']:.0%} of the bandwidth on average"
             if facts["backend"] == "cuda":
                 share += f", {entry['microseconds_per_layer']:.0f} us a layer"
         lines.append((f"decode at {entry['depth']}", _rates(entry["tokens_per_second"]) + share))
@@ -184,10 +186,12 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if bandwidths:
         median, least, most = (value / 1e9 for value in spread(bandwidths).values())
         shown = f"{median:.1f} GB/s ({least:.1f}-{most:.1f})"
+        sustained = limits["read_bytes_per_second_sustained"]
+        average = f"; {sustained / 1e9:.1f} on average" if sustained else ""
         lines.append(
             (
                 "GPU copies" if facts["backend"] == "cuda" else "machine reads",
-                f"{shown}, median of {len(bandwidths)} before and after the rounds",
+                f"{shown}, median of {len(bandwidths)} before and after the rounds{average}",
             )
         )
     first = facts["first_token"]

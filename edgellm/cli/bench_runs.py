@@ -49,6 +49,7 @@ class Measured:
         first_token: seconds.
         read_bandwidth, integer_peak: of the machine, bytes and operations a second, before the first round and after
             each; empty where not measured.
+        read_sustained: what reading reached on average while `read_bandwidth` was its best.
         peak_memory_bytes, resident_memory_bytes: of this process after the first round, before anything but the model
             took memory: the most it held, and what it holds.
     """
@@ -57,6 +58,7 @@ class Measured:
     decode: dict[int, list[float]] = field(default_factory=dict)
     first_token: list[float] = field(default_factory=list)
     read_bandwidth: list[float] = field(default_factory=list)
+    read_sustained: list[float] = field(default_factory=list)
     integer_peak: list[float] = field(default_factory=list)
     peak_memory_bytes: int = 0
     resident_memory_bytes: int = 0
@@ -101,7 +103,9 @@ def _limits(llm: LLM, measured: Measured, say: Callable[[str], None]) -> None:
             measured.read_bandwidth.append(gpu.copy_bandwidth(_YARDSTICK_SECONDS))
         return
     with _yardstick(llm.info["threads"]) as yardstick:
-        measured.read_bandwidth.append(yardstick.read_bandwidth(_YARDSTICK_SECONDS))
+        best, sustained = yardstick.read_bandwidths(_YARDSTICK_SECONDS)
+        measured.read_bandwidth.append(best)
+        measured.read_sustained.append(sustained)
         measured.integer_peak.append(yardstick.integer_peak(_YARDSTICK_SECONDS))
 
 
@@ -153,10 +157,11 @@ def summary(llm: LLM, sizes: Sizes, measured: Measured) -> dict[str, Any]:
     """Medians and shares as JSON-able facts.
 
     A share is that of the median: of the bandwidth in the machine's median, since virtual machines change between two
-    bandwidths within minutes; of the integer peak in the best that the machine did.
+    bandwidths within minutes, and of what that sustains; of the integer peak in the best that the machine did.
     """
     work = llm.info.get("work")
     bandwidth = statistics.median(measured.read_bandwidth) if measured.read_bandwidth else None
+    sustained = statistics.median(measured.read_sustained) if measured.read_sustained else None
     peak = max(measured.integer_peak, default=None)
     prefill = []
     for length, rates in measured.prefill.items():
@@ -174,6 +179,8 @@ def summary(llm: LLM, sizes: Sizes, measured: Measured) -> dict[str, Any]:
             entry["read_bytes_per_token"] = {"weights": work["weight_bytes"], "cache": cache}
             read = (work["weight_bytes"] + cache) * entry["tokens_per_second"]["median"]
             entry["bandwidth_share"] = read / bandwidth
+            if sustained:
+                entry["sustained_share"] = read / sustained
         seconds_a_layer = 1 / entry["tokens_per_second"]["median"] / llm.config.num_hidden_layers
         entry["microseconds_per_layer"] = seconds_a_layer * 1e6
         decode.append(entry)
@@ -185,6 +192,7 @@ def summary(llm: LLM, sizes: Sizes, measured: Measured) -> dict[str, Any]:
         "resident_memory_bytes": measured.resident_memory_bytes,
         "machine_limits": {
             "read_bytes_per_second": bandwidth,
+            "read_bytes_per_second_sustained": sustained,
             "integer_operations_per_second": peak,
             "read_bytes_per_second_measured": measured.read_bandwidth,
             "integer_operations_per_second_measured": measured.integer_peak,

@@ -90,7 +90,7 @@ def test_the_cpu_backend_with_shares_and_a_profile(cli, tiny, monkeypatch):
     assert [entry["tokens"] for entry in facts["prefill"]] == [20, 6]
     assert "peak_share" not in facts["prefill"][0]  # no weight of a layer is quantized
     for entry in facts["decode"]:
-        assert entry["bandwidth_share"] > 0
+        assert 0 < entry["bandwidth_share"] <= entry["sustained_share"]
         assert 0 < entry["read_bytes_per_token"]["weights"] <= facts["model"]["weight_bytes"]
     limits = facts["machine_limits"]
     assert len(limits["read_bytes_per_second_measured"]) == 3  # before two rounds and after each
@@ -108,6 +108,7 @@ def test_the_cpu_backend_with_shares_and_a_profile(cli, tiny, monkeypatch):
     assert " GB/s, " in shown
     assert "prefill of 20: " in shown
     assert " read a token\n" in shown
+    assert " of the bandwidth on average\n" in shown
 
 
 def test_shares_are_those_of_the_median_in_what_the_machine_can_do(tiny):
@@ -117,7 +118,8 @@ def test_shares_are_those_of_the_median_in_what_the_machine_can_do(tiny):
         config = opened.config
     work = {"weight_bytes": 10_000, "integer_operations": 500}
     llm = SimpleNamespace(info={"work": work, "cache_dtype": "float16"}, config=config)
-    measured = Measured({16: [10.0, 30.0, 20.0]}, {4: [8.0, 7.0, 9.0]}, [0.5], [1e5, 4e5, 9e5], [1e4, 2e4], 99)
+    rates = {16: [10.0, 30.0, 20.0]}, {4: [8.0, 7.0, 9.0]}
+    measured = Measured(*rates, [0.5], [1e5, 4e5, 9e5], [1e5, 2e5, 8e5], [1e4, 2e4], 99)
     found = summary(llm, Sizes((16,), 2, (4,), 3), measured)
     assert found["prefill"][0]["peak_share"] == 500 * 20 / 2e4
     cache = found["decode"][0]["read_bytes_per_token"]["cache"]
@@ -125,6 +127,7 @@ def test_shares_are_those_of_the_median_in_what_the_machine_can_do(tiny):
         cache == 2 * 2 * 2 * 8 * 2 * 6
     )  # layers, keys and values, heads, elements, bytes, 4 + 2 / 2 tokens and itself
     assert found["decode"][0]["bandwidth_share"] == (10_000 + cache) * 8 / 4e5
+    assert found["decode"][0]["sustained_share"] == (10_000 + cache) * 8 / 2e5
     assert found["prefill"][0]["tokens_per_second"] == {"median": 20, "min": 10, "max": 30}
 
 

@@ -22,6 +22,8 @@ def test_limits_of_a_team(monkeypatch) -> None:
     monkeypatch.setattr(measure, "_DOTS_A_TURN", 3 * SUMS)
     with Yardstick(2, 1 << 16) as yardstick:
         assert yardstick.read_bandwidth(0.0) > 0
+        best, sustained = yardstick.read_bandwidths(0.0)
+        assert best >= sustained > 0
         assert yardstick.integer_peak(0.0) > 0
         np.testing.assert_array_equal(yardstick._out, 3 * 4)  # of 1 times 1, four to a lane
 
