@@ -67,6 +67,11 @@ def attach(dispatcher: Any, *, shared: bool = False) -> None:
     dispatcher._cache = KernelCache(dispatcher, shared=shared)
 
 
+def is_kernel(value: Any) -> bool:
+    """Whether it is a dispatcher that `attach` was called with."""
+    return isinstance(getattr(value, "_cache", None), KernelCache)
+
+
 @lru_cache(maxsize=1)
 def _number_apart() -> bool:
     """Let this process give functions other numbers than any other one; whether numba lets that be done."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from edgellm.backends.cpu.jit_cache import KernelCache
+from edgellm.backends.cpu.jit_cache import is_kernel
+from edgellm.backends.cpu.jit_key import free_values, names_in
 
 
 def kernels_within(kernel: Any, without: Iterable[Any] = ()) -> list[Any]:
@@ -22,18 +22,8 @@ def kernels_within(kernel: Any, without: Iterable[Any] = ()) -> list[Any]:
         seen.add(id(asked))
         if asked.targetoptions.get("inline") != "always":
             found.append(asked)
-        asking += [value for value in _values(asked.py_func) if _is_kernel(value)]
+        function = asked.py_func
+        values = [function.__globals__.get(name) for name in names_in(function.__code__)]
+        values += [value for _, value in free_values(function)]
+        asking += filter(is_kernel, values)
     return found
-
-
-def _values(function: Any) -> Iterator[Any]:
-    """What the names in a function's code stand for."""
-    for name in function.__code__.co_names:
-        yield function.__globals__.get(name)
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not assigned yet
-            yield cell.cell_contents
-
-
-def _is_kernel(value: Any) -> bool:
-    return isinstance(getattr(value, "_cache", None), KernelCache)

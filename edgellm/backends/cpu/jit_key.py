@@ -8,6 +8,7 @@ its code, its constants, and the values that its names stand for, on through thi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import types
@@ -57,24 +58,27 @@ def _function(function: Any, seen: set[int]) -> Iterator[str]:
     seen.add(id(function))
     yield describe_code(code)
     yield f"{_constant(function.__defaults__)}"
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            value = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
+    for name, value in free_values(function):
         yield from _value(name, value, (), seen)
-    names = tuple(_names(code))
+    names = tuple(names_in(code))
     for name in names:
         if name in function.__globals__:
             yield from _value(name, function.__globals__[name], names, seen)
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def free_values(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """A closure's free variables and what they hold; not those that nothing was assigned to yet."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):
+            yield name, cell.cell_contents
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
     """Global and attribute names in a code object and those within it."""
     yield from code.co_names
     for item in code.co_consts:
         if isinstance(item, types.CodeType):
-            yield from _names(item)
+            yield from names_in(item)
 
 
 def _value(name: str, value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:

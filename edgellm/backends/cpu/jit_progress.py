@@ -147,9 +147,9 @@ def _end(name: str, succeeded: bool) -> None:
 
 
 def _is_kernel(data: Any) -> bool:
-    from edgellm.backends.cpu.jit_cache import KernelCache
+    from edgellm.backends.cpu.jit_cache import is_kernel
 
-    return isinstance(data, dict) and isinstance(getattr(data.get("dispatcher"), "_cache", None), KernelCache)
+    return isinstance(data, dict) and is_kernel(data.get("dispatcher"))
 
 
 def _name(data: Any) -> str:

@@ -5,8 +5,8 @@ translates all of it once more: an op of the walker, four times. A kernel that i
 out of its callers; they call a symbol. Its object code is kept here by that symbol, for whoever stores a caller's code
 must store it too. A first start took 35 s so, where it had taken 45 (two cores of a Zen 4 server, `edgellm warmup`).
 
-Of numba, the names `CPUCodeLibrary._shared_module` and `JitEngine._ee` are private (tried with numba 0.68). Where the
-first is missing, a kernel is linked as numba does it.
+Of numba, the names `CPUCodeLibrary._shared_module` and `_get_compiled_object`, and `JitEngine._ee`, are private (tried
+with numba 0.62 and 0.68). Where one of the first two is missing, a kernel is linked as numba does it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ _objects: dict[str, bytes] = {}
 def share(result: Any, object_code: bytes | None = None) -> None:
     """From now on callers of the kernel of a compile result call its code: this, or what was just compiled."""
     library = result.library
-    if not hasattr(library, "_shared_module"):
-        return
-    _objects[result.fndesc.llvm_func_name] = object_code or library._get_compiled_object()
-    library._shared_module = llvm.parse_assembly("")
+    if hasattr(library, "_shared_module") and hasattr(library, "_get_compiled_object"):
+        _objects[result.fndesc.llvm_func_name] = object_code or library._get_compiled_object()
+        library._shared_module = llvm.parse_assembly("")
 
 
 def needed(*objects: bytes) -> dict[str, bytes]:
