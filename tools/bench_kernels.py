@@ -23,7 +23,8 @@ from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout
 from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_int import op_linear_int4, op_linear_int8
-from edgellm.backends.cpu.linear_tiles import LINEAR_FIELDS, STAGE, scratch_sizes
+from edgellm.backends.cpu.linear_next import block_begin
+from edgellm.backends.cpu.linear_tiles import LINEAR_FIELDS, STAGE, layout_fields, scratch_sizes
 from edgellm.backends.cpu.measure import READ_BYTES, SUMS, multiply, multiply_floats, read
 from edgellm.backends.cpu.packing import plan_linear
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
@@ -43,14 +44,15 @@ DECODE = 4
 
 
 @kernel
-def linear(kind, out, quads, xs, stage, weights, op, tokens, planes, ith, nth):
+def linear(kind, out, quads, xs, stage, weights, op, following, tokens, planes, ith, nth):
     first, last = share(ith, nth, (op["rows"] + F32_LANES - 1) // F32_LANES)
+    begin, at = block_begin(following, first), ith * STAGE
     if kind == 2:
-        op_linear_int4(out, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
+        op_linear_int4(out, quads, xs, stage, weights, op, tokens, planes, first, last, begin, at)
     elif kind == 1:
-        op_linear_int8(out, quads, xs, stage, weights, op, tokens, planes, first, last, ith * STAGE)
+        op_linear_int8(out, quads, xs, stage, weights, op, tokens, planes, first, last, begin, at)
     else:
-        op_linear_f16(out, xs, stage, weights, op, tokens, first, last, ith * STAGE)
+        op_linear_f16(out, xs, stage, weights, op, tokens, first, last, at)
 
 
 class Case:
@@ -67,8 +69,8 @@ class Case:
             part[:] = some[: len(part)]
         self.ops = np.zeros(copies, LINEAR_FIELDS)
         self.ops["weight"] = [self.arena.take(layout.nbytes) for _ in range(copies)]
-        for name in ("rows", "inputs", "group", "own_zeros", "stretch"):
-            self.ops[name] = getattr(layout, name)
+        for name, value in layout_fields(layout).items():
+            self.ops[name] = value
         self.ops["factor"], self.ops["bias"], self.ops["permutation"] = 1.0, -1, -1
         self.ops["source_stride"], self.ops["out_stride"] = layout.inputs, layout.rows
         self.act = rng.standard_normal(tokens * layout.inputs).astype(np.float32)
@@ -93,7 +95,8 @@ class Case:
 
     def run(self, ith: int, copy: int) -> None:
         arrays = (self.out, self.quads, self.xs, self.stage, self.arena.bytes)
-        linear(int(self.layout.kind), *arrays, self.ops[copy], self.tokens, self.planes, ith, self.nth)
+        ops = self.ops[copy], self.ops[(copy + 1) % len(self.ops)]
+        linear(int(self.layout.kind), *arrays, *ops, self.tokens, self.planes, ith, self.nth)
 
     def read(self, ith: int, copy: int) -> None:
         size = self.layout.nbytes // self.nth // 64 * 64

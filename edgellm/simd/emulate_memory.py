@@ -131,7 +131,7 @@ def prefetch(array: np.ndarray, index: int) -> None:
         raise IndexError(f"prefetch at {index}")
 
 
-def prefetch_once(array: np.ndarray, index: int) -> None:
+def prefetch_l2(array: np.ndarray, index: int) -> None:
     prefetch(array, index)
 
 

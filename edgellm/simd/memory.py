@@ -188,9 +188,9 @@ def prefetch(emit: Emitter, array: ir.Value, index: ir.Value) -> None:
 
 
 @operation(form(types.void, ArrayOf(types.float32, types.int32, types.uint32, *_HALVES), _INDEX))
-def prefetch_once(emit: Emitter, array: ir.Value, index: ir.Value) -> None:
-    """As `prefetch`, to be read once: the line is kept in the first cache alone, where the processor has a way to."""
-    _ask(emit, array, index, 0)
+def prefetch_l2(emit: Emitter, array: ir.Value, index: ir.Value) -> None:
+    """As `prefetch`, but no nearer than the second cache, which waits for more lines at a time than the first."""
+    _ask(emit, array, index, 2)
 
 
 def _ask(emit: Emitter, array: ir.Value, index: ir.Value, locality: int) -> None:

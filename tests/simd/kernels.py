@@ -54,7 +54,7 @@ from edgellm.simd import (
     minimum,
     pause,
     prefetch,
-    prefetch_once,
+    prefetch_l2,
     reduce_add,
     reduce_max,
     round_i32,
@@ -274,7 +274,7 @@ def word_shuffles(a, b, out):
 def memory(arena, at, typed, out, count):
     """uint8 arena read from byte `at`, any alignment; typed float32 -> out float32 [rows, vector]."""
     prefetch(arena, at + arena.shape[0])
-    prefetch_once(arena, at)
+    prefetch_l2(arena, at)
     store(out[0], 0, load_f32(arena, at))
     store(out[1], 0, bitcast_f32(load_i32(arena, at)))
     store(out[2], 0, bitcast_f32(load_i16(arena, at)))

@@ -124,7 +124,7 @@ for misuse in (
     lambda: tile_set(tile(words, 2), 2, words),
     lambda: atomic_add(np.zeros(4, np.int64), 4, 1),
     lambda: prefetch(u, -1),
-    lambda: prefetch_once(u, -1),
+    lambda: prefetch_l2(u, -1),
 ):
     try:
         misuse()

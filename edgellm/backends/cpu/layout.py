@@ -175,6 +175,11 @@ class LinearLayout:
         whole, rest = divmod(self.groups, self.stretch)
         return whole * self.piece_bytes(self.stretch) + (self.piece_bytes(rest) if rest else 0)
 
+    @property
+    def first_bytes(self) -> int:
+        """Bytes of a block's first piece."""
+        return self.piece_bytes(min(self.stretch, self.groups))
+
     def parts(self, first_band: int = 0, last_band: int | None = None) -> Iterator[Part]:
         """The parts of bands first_band .. last_band - 1 (default: all), front to back."""
         last = self.blocks if last_band is None else min(last_band * BAND, self.blocks)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edgellm.backends.cpu.jit import kernel
-from edgellm.backends.cpu.layout import ALIGNMENT
+from edgellm.backends.cpu.layout import ALIGNMENT, BAND
 from edgellm.backends.cpu.linear_tiles import WIDEST
+from edgellm.simd import F32_LANES
 
 
 @kernel
@@ -23,9 +24,20 @@ def round_line(size):
 
 
 @kernel
-def piece_bytes(groups, head_step, group_bytes):
-    """Bytes of a piece, from those of a group's scales and zero points, and of its lines."""
-    return round_line(groups * head_step) + round_line(groups * group_bytes)
+def count_stretches(op):
+    """Stretches of a linear's record, and groups of a row."""
+    groups = (op["inputs"] + op["group"] - 1) // op["group"]
+    return (groups + op["stretch"] - 1) // op["stretch"], groups
+
+
+@kernel
+def piece_begin(op, stretches, number, block):
+    """Where the piece of `block` in stretch `number` begins in the weights."""
+    band = block // BAND * BAND
+    height = min(BAND, (op["rows"] + F32_LANES - 1) // F32_LANES - band)
+    begin = op["weight"] + op["head_bytes"] + band * op["block_bytes"] + number * height * op["first_bytes"]
+    last = number + 1 == stretches
+    return begin + (block - band) * (op["block_bytes"] - number * op["first_bytes"] if last else op["first_bytes"])
 
 
 @kernel

@@ -12,18 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgellm.backends.cpu.jit import kernel
-from edgellm.backends.cpu.layout import ALIGNMENT
 from edgellm.backends.cpu.linear_columns import full_columns
 from edgellm.backends.cpu.linear_end import finish_tile
-from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, WIDEST
+from edgellm.backends.cpu.linear_tiles import WIDEST
 from edgellm.simd import (
     F32_LANES,
     broadcast_f32,
     fma,
     indices,
     load_f16,
-    prefetch,
-    prefetch_once,
     store,
     tile,
     zero_f32,
@@ -35,7 +32,6 @@ _LINE = 2 * F32_LANES
 
 def _make_sums(width: int) -> Callable[..., None]:
     """The kernel that leaves a block's sums for one tile of `width` columns in `stage`."""
-    ask = prefetch if width == WIDEST else prefetch_once  # only the widest are several
 
     @kernel
     def sums_of(stage, at, weights, line, xs, x, inputs):
@@ -47,7 +43,6 @@ def _make_sums(width: int) -> Callable[..., None]:
                 even = fma(other, broadcast_f32(xs, indices(x + width, 1, width)), even)
             else:
                 odd = fma(other, broadcast_f32(xs, indices(x + width, 1, width)), odd)
-            ask(weights, line + PREFETCH_BYTES)
             line += 2 * _LINE
             x += 2 * width
         if inputs % 2 == 1:
@@ -64,11 +59,10 @@ def _make_sweep(width: int) -> Callable[..., None]:
     @kernel
     def sweep(out, xs, stage, weights, op, tokens, first_token, last_token, first, last, stage_at):
         inputs = op["inputs"]
-        block_bytes = (inputs * _LINE + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
         for block in range(first, last):
             row = block * _LANES
             for token in range(first_token, last_token, width):
-                sums_of(stage, stage_at, weights, op["weight"] + block * block_bytes, xs, token * inputs, inputs)
+                sums_of(stage, stage_at, weights, op["weight"] + block * op["block_bytes"], xs, token * inputs, inputs)
                 out_at = op["out"] + token * op["out_stride"] + row
                 finish_tile(out, stage, weights, op, out_at, stage_at, min(width, tokens - token), 1, row)
 

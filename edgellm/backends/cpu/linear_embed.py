@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.backends.cpu.jit import kernel
-from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
-from edgellm.backends.cpu.linear_columns import piece_bytes, round_line
+from edgellm.backends.cpu.linear_columns import count_stretches, piece_begin, round_line
 from edgellm.backends.cpu.work import share
 from edgellm.simd import F32_LANES, convert_f32, first_n, load_f16, load_u8_to_i32, reduce_add, select, zero_f32
 
@@ -32,8 +31,8 @@ def op_embed(out, weights, op, token_ids, kind, multiplier, tokens, ith, nth):
     Args:
         out: float32; token t's row begins at op.out + t * op.out_stride.
         weights: uint8.
-        op: a record with `LINEAR_FIELDS`: weight, rows, inputs, group, own_zeros, stretch, factor, out,
-            out_stride, adds.
+        op: a record with `LINEAR_FIELDS`: weight, rows, inputs, group, own_zeros, stretch, head_bytes,
+            block_bytes, first_bytes, factor, out, out_stride, adds.
         token_ids: int32 [tokens], below op.rows.
         kind: a `LinearKind` as an integer.
     """
@@ -49,30 +48,20 @@ def op_embed(out, weights, op, token_ids, kind, multiplier, tokens, ith, nth):
 
 @kernel
 def _dense_row(out, at, weights, op, row, factor):
-    inputs = op["inputs"]
-    block_bytes = (inputs * 2 * _LANES + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-    line = op["weight"] + row // _LANES * block_bytes
+    inputs, line = op["inputs"], op["weight"] + row // _LANES * op["block_bytes"]
     for i in range(inputs):
         out[at + i] = _lane(load_f16(weights, line + i * 2 * _LANES), row % _LANES) * factor
 
 
 @kernel
 def _coded_row(out, at, weights, op, row, factor, bits):
-    inputs, group, stretch, lane = op["inputs"], op["group"], op["stretch"], row % _LANES
-    groups, block = (inputs + group - 1) // group, row // _LANES
+    inputs, group, stretch = op["inputs"], op["group"], op["stretch"]
+    (stretches, groups), block, lane = count_stretches(op), row // _LANES, row % _LANES
     zero_step = (_LANES if bits == 4 else 2 * _LANES) if op["own_zeros"] else 0
-    head_step, group_bytes = 2 * _LANES + zero_step, group * bits * _LANES // 8
-    band = block // BAND * BAND
-    height = min(BAND, (op["rows"] + _LANES - 1) // _LANES - band)
-    begin = op["weight"] + HEAD_BYTES
-    for first in range(0, groups, stretch):  # the bands before
-        count = min(stretch, groups - first)
-        begin += band * piece_bytes(count, head_step, group_bytes)
-    for first in range(0, groups, stretch):
-        count = min(stretch, groups - first)
-        head, nbytes = round_line(count * head_step), piece_bytes(count, head_step, group_bytes)
-        scales = begin + (block - band) * nbytes
-        begin += height * nbytes
+    for number in range(stretches):
+        first = number * stretch
+        count, scales = min(stretch, groups - first), piece_begin(op, stretches, number, block)
+        head = round_line(count * (2 * _LANES + zero_step))
         zeros = scales + count * 2 * _LANES if zero_step > 0 else op["weight"]
         for g in range(count):
             scale = _lane(load_f16(weights, scales + g * 2 * _LANES), lane) * factor

@@ -9,9 +9,6 @@ registers and the weights unpacked once for all its columns. Up to `WIDEST` colu
 once, front to back, with the sums of a band's blocks kept from stretch to stretch. Beyond, a block's weights stay in
 the processor's cache from tile to tile.
 
-Weights that are read once are asked for past the caches, so that a step leaves some of what Python needs for the next
-one where it is (Qwen2.5-0.5B, Zen 4: a step is prepared in 84 in place of 103 us; nothing is lost where none is won).
-
 Bytes moved: the packed weight, and for every block the tiles' quads out of cache.
 """
 
@@ -20,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgellm.backends.cpu.jit import kernel
-from edgellm.backends.cpu.layout import ALIGNMENT, BAND, HEAD_BYTES
-from edgellm.backends.cpu.linear_columns import full_columns, piece_bytes, round_line
+from edgellm.backends.cpu.layout import ALIGNMENT, BAND
+from edgellm.backends.cpu.linear_columns import count_stretches, full_columns, piece_begin, round_line
 from edgellm.backends.cpu.linear_end import finish_tile
-from edgellm.backends.cpu.linear_tiles import PREFETCH_BYTES, WIDEST
+from edgellm.backends.cpu.linear_tiles import WIDEST
 from edgellm.simd import (
     F32_LANES,
     bitcast_u8,
@@ -41,8 +38,7 @@ from edgellm.simd import (
     load_u8,
     load_u8_to_i32,
     low_nibbles,
-    prefetch,
-    prefetch_once,
+    prefetch_l2,
     splat_i32,
     store,
     tile,
@@ -77,9 +73,9 @@ def _zeros_u8(weights, at):
     return convert_f32(load_u8_to_i32(weights, at))
 
 
-def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[..., None]:
+def _make_sums(width: int, bits: int) -> Callable[..., None]:
     """The kernel that puts a piece's sums for one tile of `width` columns into `stage`, or, behind the first stretch,
-    adds them to what is there; `ask` is how weights are prefetched, `ahead` bytes before they are read."""
+    adds them to what is there; it asks for what is read next, `ahead` bytes on, line by line (`linear_next.py`)."""
     eight_inputs, dot = {2: (_crumbs, dot_u7i8), 4: (_nibbles, dot_u7i8), 8: (_bytes, dot_u8i8)}[bits]
     zeros_of = _zeros_u8 if bits == 4 else load_f16
     eights = 2 if bits == 2 else 1  # of a step
@@ -89,6 +85,8 @@ def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[...,
     def sums_of(stage, at, g, weights, scales, zero_step, zeros, quads, column, xs, all_groups, groups, group, ahead):
         """Groups g .. g + groups - 1 of `all_groups`; `zeros` is where the whole weight's zero points are."""
         line = scales + round_line(groups * (2 * _LANES + zero_step))
+        for head in range(scales, line, ALIGNMENT):
+            prefetch_l2(weights, head + ahead)
         if zero_step > 0:
             zeros = scales + groups * 2 * _LANES
         quad = (column * all_groups + g * width) * (group // 4)
@@ -107,15 +105,13 @@ def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[...,
                         second = dot(second, right, broadcast_i8x4(quads, indices(quad + width, 1, width)))
                     quad += 2 * width
                 for more in range(0, step, ALIGNMENT):
-                    ask(weights, line + ahead + more)
+                    prefetch_l2(weights, line + ahead + more)
                 line += step
             if width <= 2:
                 first += second
             zero = zeros_of(weights, zeros)
             exact = fma(-zero, broadcast_f32(xs, indices(scale_at + width, 1, width)), convert_f32(first))
             sums = fma(exact * broadcast_f32(xs, indices(scale_at, 1, width)), load_f16(weights, scales), sums)
-            ask(weights, scales + ahead)
-            ask(weights, zeros + ahead)
             scales += 2 * _LANES
             zeros += zero_step
             scale_at += 2 * width
@@ -128,60 +124,50 @@ def _make_sums(width: int, bits: int, ask: Callable[..., None]) -> Callable[...,
 
 def _make_sweep(width: int, bits: int) -> Callable[..., None]:
     """The kernel that takes a range of blocks through a range of tiles, all `width` columns wide."""
-    sums_of = _make_sums(width, bits, prefetch if width == WIDEST else prefetch_once)  # others are one tile
+    sums_of = _make_sums(width, bits)
     zero_bytes = _LANES if bits == 4 else 2 * _LANES
 
     @kernel(shared=True)
-    def sweep(out, quads, xs, stage, weights, op, columns, planes, first_column, last_column, first, last, stage_at):
+    def sweep(
+        out, quads, xs, stage, weights, op, columns, planes, first_column, last_column, first, last, following, stage_at
+    ):  # fmt: skip
         group, stretch = op["group"], op["stretch"]
-        groups = (op["inputs"] + group - 1) // group
-        group_bytes = group // 8 * (_VECTOR * bits // 4)
+        stretches, groups = count_stretches(op)
         zero_step = zero_bytes if op["own_zeros"] else 0
-        head_step = 2 * _LANES + zero_step
-        block_bytes = groups // stretch * piece_bytes(stretch, head_step, group_bytes)
-        block_bytes += piece_bytes(groups % stretch, head_step, group_bytes)
-        blocks = (op["rows"] + _LANES - 1) // _LANES
         if last_column - first_column > width:
             # Every tile goes through a block, whose weights are in a cache after the first.
             for block in range(first, last):
-                band = block // BAND * BAND
-                height, row = min(BAND, blocks - band), block * _LANES
-                weight = op["weight"] + HEAD_BYTES + band * block_bytes
+                row, coming = block * _LANES, min(block + 1, last - 1)
                 for column in range(first_column, last_column, width):
-                    begin, g = weight, 0
-                    while g < groups:
-                        count = min(stretch, groups - g)
-                        nbytes = piece_bytes(count, head_step, group_bytes)
+                    for number in range(stretches):
+                        g, piece = number * stretch, piece_begin(op, stretches, number, block)
+                        ahead = piece_begin(op, stretches, number, coming) - piece
                         sums_of(
-                            stage, stage_at, g, weights, begin + (block - band) * nbytes, zero_step, op["weight"],
-                            quads, column, xs, groups, count, group, PREFETCH_BYTES
+                            stage, stage_at, g, weights, piece, zero_step, op["weight"], quads, column, xs, groups,
+                            min(stretch, groups - g), group, ahead
                         )  # fmt: skip
-                        begin += height * nbytes
-                        g += count
                     tokens = min(width, columns - column) // planes
                     out_at = op["out"] + column // planes * op["out_stride"] + row
                     finish_tile(out, stage, weights, op, out_at, stage_at, tokens, planes, row)
             return
+        piece = piece_begin(op, stretches, 0, first)
         while first < last:  # One tile goes through a band stretch by stretch, in the order of memory.
-            band = first // BAND * BAND
-            height = min(BAND, blocks - band)
-            top = min(band + height, last)
-            begin, g = op["weight"] + HEAD_BYTES + band * block_bytes, 0
-            while g < groups:
-                count = min(stretch, groups - g)
-                nbytes = piece_bytes(count, head_step, group_bytes)
+            top = min(first // BAND * BAND + BAND, last)
+            for number in range(stretches):
+                g = number * stretch
                 for block in range(first, top):
-                    piece = begin + (block - band) * nbytes
-                    next_lines = piece + nbytes + round_line(count * head_step)
-                    for ahead in range(0, PREFETCH_BYTES, ALIGNMENT):  # nobody else asks for them
-                        prefetch_once(weights, next_lines + ahead)
+                    if block + 1 < top:
+                        coming = piece_begin(op, stretches, number, block + 1)
+                    elif number + 1 < stretches:
+                        coming = piece_begin(op, stretches, number + 1, first)
+                    else:
+                        coming = piece_begin(op, stretches, 0, top) if top < last else following
                     at = stage_at + (block - first) * width * _LANES
                     sums_of(
-                        stage, at, g, weights, piece, zero_step, op["weight"], quads, first_column, xs, groups, count,
-                        group, PREFETCH_BYTES
+                        stage, at, g, weights, piece, zero_step, op["weight"], quads, first_column, xs, groups,
+                        min(stretch, groups - g), group, coming - piece
                     )  # fmt: skip
-                begin += height * nbytes
-                g += count
+                    piece = coming
             for block in range(first, top):
                 at = stage_at + (block - first) * width * _LANES
                 tokens = min(width, columns - first_column) // planes
@@ -198,58 +184,46 @@ def _make_op(bits: int) -> Callable[..., None]:
     widest = _make_sweep(WIDEST, bits) if WIDEST > 4 else sweep_4
 
     @kernel(shared=True)
-    def op_linear(out, quads, xs, stage, weights, op, tokens, planes, first, last, at):
+    def op_linear(out, quads, xs, stage, weights, op, tokens, planes, first, last, following, at):
         columns = tokens * planes
         full = full_columns(columns)
         if full > 0:
-            widest(out, quads, xs, stage, weights, op, columns, planes, 0, full, first, last, at)
+            widest(out, quads, xs, stage, weights, op, columns, planes, 0, full, first, last, following, at)
         rest = columns - full
         if rest == 1:
-            sweep_1(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
+            sweep_1(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, following, at)
         elif rest == 2:
-            sweep_2(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
+            sweep_2(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, following, at)
         elif rest > 2:
-            sweep_4(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, at)
+            sweep_4(out, quads, xs, stage, weights, op, columns, planes, full, columns, first, last, following, at)
 
     return op_linear
 
 
 def make_block(bits: int) -> Callable[..., None]:
     """The kernel that takes one block of a weight without zero points of its own through the columns of one token."""
-    sums_1, sums_2 = (_make_sums(width, bits, prefetch_once) for width in (1, 2))
+    sums_1, sums_2 = (_make_sums(width, bits) for width in (1, 2))
 
     @kernel(shared=True)
     def op_block(out, quads, xs, stage, weights, op, planes, block, following, at):
-        """While it reads `block` it asks for `following`, line by line: a block that follows none has nobody else who
-        does, and with a few lines asked for at a time it took half as long again."""
         group, stretch, zeros = op["group"], op["stretch"], op["weight"]
-        groups, blocks = (op["inputs"] + group - 1) // group, (op["rows"] + _LANES - 1) // _LANES
-        group_bytes = group // 8 * (_VECTOR * bits // 4)
-        band, next_band = block // BAND * BAND, following // BAND * BAND
-        begin, next_begin = zeros + HEAD_BYTES, zeros + HEAD_BYTES
-        for g in range(0, groups, stretch):  # the bands before
-            nbytes = piece_bytes(min(stretch, groups - g), 2 * _LANES, group_bytes)
-            begin += band * nbytes
-            next_begin += next_band * nbytes
-        for g in range(0, groups, stretch):
-            count = min(stretch, groups - g)
-            nbytes = piece_bytes(count, 2 * _LANES, group_bytes)
-            piece = begin + (block - band) * nbytes
-            ahead = next_begin + (following - next_band) * nbytes - piece
+        stretches, groups = count_stretches(op)
+        for number in range(stretches):
+            g, piece = number * stretch, piece_begin(op, stretches, number, block)
+            count, ahead = min(stretch, groups - g), piece_begin(op, stretches, number, following) - piece
             if planes == 1:
                 sums_1(stage, at, g, weights, piece, 0, zeros, quads, 0, xs, groups, count, group, ahead)
             else:
                 sums_2(stage, at, g, weights, piece, 0, zeros, quads, 0, xs, groups, count, group, ahead)
-            begin += min(BAND, blocks - band) * nbytes
-            next_begin += min(BAND, blocks - next_band) * nbytes
         finish_tile(out, stage, weights, op, op["out"] + block * _LANES, at, 1, planes, block * _LANES)
 
     return op_block
 
 
-#: op_linear(out, quads, xs, stage, weights, op, tokens, planes, first, last, at): blocks first .. last - 1, by a thread
-#: whose part of `stage` begins at `at`. `op` is a record with the fields of `LINEAR_FIELDS`; out float32; quads int32
-#: and xs float32 as `op_quantize` left them; stage float32; weights uint8.
+#: op_linear(out, quads, xs, stage, weights, op, tokens, planes, first, last, following, at): blocks first .. last - 1,
+#: by a thread whose part of `stage` begins at `at` and that reads what is at `following` in weights next. `op` is a
+#: record with the fields of `LINEAR_FIELDS`; out float32; quads int32 and xs float32 as `op_quantize` left them; stage
+#: float32; weights uint8.
 op_linear_int2 = _make_op(2)
 op_linear_int4 = _make_op(4)
 op_linear_int8 = _make_op(8)

@@ -27,28 +27,36 @@ LINEAR_FIELDS = [
     ("weight", np.int64),  # in weights
     ("bias", np.int64),  # in weights, float32 for whole blocks of rows; -1 for none
     ("permutation", np.int64),  # in permutations; -1 for none
-    ("rows", np.int64),  # these and the next four: of the weight's layout
+    ("rows", np.int64),  # these and the next seven: of the weight's layout
     ("inputs", np.int64),
     ("group", np.int64),
     ("own_zeros", np.int64),
     ("stretch", np.int64),
+    ("head_bytes", np.int64),
+    ("block_bytes", np.int64),
+    ("first_bytes", np.int64),  # of a block's first piece
     ("adds", np.int64),  # whether out += multiplier * y, else out = y
     ("factor", np.float32),  # that `pack_linear` gave
     ("multiplier", np.float32),
 ]
 #: Columns of a tile. In 32 vector registers 8 integer and 8 float accumulators stay put, in 16 registers 4 and 4.
 WIDEST = 4 if TARGET.arch == "x86" and TARGET.isa != "avx512vnni" else 8
-#: How many bytes ahead kernels ask for weights: the processor's own prefetchers begin again at every page, and fall
-#: behind where much arithmetic lies between lines. Zen 4, two threads, 16384 x 2048 in 4 bits, share of what plain
-#: reading reached next to it (`tools/bench_kernels.py`); eight columns are bound by their arithmetic from 384 on.
-#:
-#:     bytes ahead    none   128   256   384   512   768
-#:     one column     0.67  1.00  1.06  0.99  0.89  0.76
-#:     two            0.62  0.97  1.02  1.04  1.11  0.83
-#:     four                 0.72  0.79  0.87  0.82  0.63
-PREFETCH_BYTES = 384
 #: Floats a thread has to itself in `stage`.
 STAGE = max(256, BAND * WIDEST * F32_LANES)
+
+
+def layout_fields(layout: LinearLayout) -> dict[str, int]:
+    """What a linear's record says of its weight's layout."""
+    return {
+        "rows": layout.rows,
+        "inputs": layout.inputs,
+        "group": layout.group,
+        "own_zeros": int(layout.own_zeros),
+        "stretch": layout.stretch,
+        "head_bytes": layout.head_bytes,
+        "block_bytes": layout.block_bytes,
+        "first_bytes": layout.first_bytes,
+    }
 
 
 def padded_columns(columns: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgellm.backends.cpu.choosing import PARTS, part_size
 from edgellm.backends.cpu.layout import LinearKind, LinearLayout, round_up
-from edgellm.backends.cpu.linear_tiles import scratch_sizes
+from edgellm.backends.cpu.linear_tiles import layout_fields, scratch_sizes
 from edgellm.backends.cpu.optable import ACTIVATIONS, LOGITS, OP_DTYPE, TOKENS, Kind
 from edgellm.backends.cpu.packed import PackedLinear, PackedWeights
 from edgellm.backends.interface import LogitsUse
@@ -132,6 +132,9 @@ class _Lowering:
             writes |= row.writes
             for key, value in row.fields.items():
                 table[number][key] = value
+        linears = np.flatnonzero((table["kind"] >= Kind.LINEAR_F16) & (table["kind"] <= Kind.LOGITS_INT2))
+        table["next"] = -1
+        table["next"][linears[:-1]] = linears[1:]
         return table
 
     def _row(self, kind: Kind, op: Op, reads: Iterable[str], writes: Iterable[str], **fields: Any) -> None:
@@ -280,7 +283,7 @@ class _Lowering:
 def _later_slices(weight: PackedLinear) -> Iterator[tuple[LinearLayout, dict[str, Any]]]:
     """Layouts and fields of the slices behind the first, which add to what is there."""
     for offset, layout in weight.layout.slices[1:]:
-        yield layout, {"weight": weight.offset + offset, "bias": -1, "adds": 1}
+        yield layout, {**layout_fields(layout), "weight": weight.offset + offset, "bias": -1, "adds": 1}
 
 
 def _weight_fields(weight: PackedLinear) -> dict[str, Any]:
@@ -288,11 +291,7 @@ def _weight_fields(weight: PackedLinear) -> dict[str, Any]:
     return {
         "weight": weight.offset,
         "bias": -1 if weight.bias is None else weight.bias,
-        "rows": layout.rows,
-        "inputs": layout.inputs,
-        "group": layout.group,
-        "own_zeros": int(layout.own_zeros),
-        "stretch": layout.stretch,
+        **layout_fields(layout),
         "piece": PIECE_BYTES // layout.block_bytes,
         "factor": weight.factor,
     }

@@ -58,6 +58,7 @@ OP_DTYPE = np.dtype(
         *LINEAR_FIELDS,
         ("other", np.int64),  # the second buffer: up, v, y; of the lm_head, its peaks; of BEST and TOKEN, the parts
         ("other_stride", np.int64),
+        ("next", np.int64),  # row of the next linear, -1 where there is none
         ("piece", np.int64),  # fewest blocks of a linear that a thread takes at a time
         ("width", np.int64),
         ("code", np.int64),  # of the activation; of EMBED its `LinearKind`; of PEAKS and REFINE the least `LogitsUse`

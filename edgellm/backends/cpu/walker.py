@@ -24,14 +24,15 @@ from edgellm.backends.cpu.jit import kernel
 from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_embed import op_embed
 from edgellm.backends.cpu.linear_int import op_linear_int2, op_linear_int4, op_linear_int8
+from edgellm.backends.cpu.linear_next import blocks_of, next_begin
 from edgellm.backends.cpu.linear_refine import op_peaks, op_refine_int2, op_refine_int4
-from edgellm.backends.cpu.linear_tiles import STAGE
+from edgellm.backends.cpu.linear_tiles import STAGE, WIDEST
 from edgellm.backends.cpu.norm import op_rms_norm
 from edgellm.backends.cpu.optable import Kind
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
 from edgellm.backends.cpu.rope import op_rope
-from edgellm.backends.cpu.work import piece_of, share, take
-from edgellm.simd import F32_LANES, ticks
+from edgellm.backends.cpu.work import piece_of, pieces_before, share, take
+from edgellm.simd import ticks
 
 EMBED, RMS_NORM = int(Kind.EMBED), int(Kind.RMS_NORM)
 QUANTIZE, ARRANGE = int(Kind.QUANTIZE), int(Kind.ARRANGE)
@@ -66,17 +67,18 @@ def op_pick_rows(act, op, logits_rows, count, ith, nth):
 
 
 @kernel(inline="always")
-def run_piece(model, space, op, count, planes, first, last, at):
-    """Blocks first .. last - 1 of a linear; the thread's part of the stage begins at `at`."""
+def run_piece(model, space, op, count, planes, first, last, following, at):
+    """Blocks first .. last - 1 of a linear; the thread's part of the stage begins at `at`, and what it reads next at
+    `following` in the weights."""
     weights, kind = model[1], op["kind"]
     act, logits, quads, xs, stage = space[0], space[1], space[2], space[3], space[4]
     out = act if kind <= LINEAR_INT4 else logits
     if kind in (LINEAR_INT4, LOGITS_INT4, REFINE_INT4):
-        op_linear_int4(out, quads, xs, stage, weights, op, count, planes, first, last, at)
+        op_linear_int4(out, quads, xs, stage, weights, op, count, planes, first, last, following, at)
     elif kind in (LINEAR_INT8, LOGITS_INT8):
-        op_linear_int8(out, quads, xs, stage, weights, op, count, planes, first, last, at)
+        op_linear_int8(out, quads, xs, stage, weights, op, count, planes, first, last, following, at)
     elif kind in (LOGITS_INT2, REFINE_INT2):
-        op_linear_int2(out, quads, xs, stage, weights, op, count, planes, first, last, at)
+        op_linear_int2(out, quads, xs, stage, weights, op, count, planes, first, last, following, at)
     else:
         op_linear_f16(out, xs, stage, weights, op, count, first, last, at)
 
@@ -100,16 +102,19 @@ def run_linear(model, space, step, op, count, planes, sync, number, ticket, ith,
     elif kind == REFINE_INT2 and few:
         op_refine_int2(logits, quads, xs, stage, weights, act, op, planes, ith, nth)
     elif count > 0:
-        blocks, least = (op["rows"] + F32_LANES - 1) // F32_LANES, max(1, op["piece"] // count)
-        left = blocks
+        blocks, least = blocks_of(op, count)
+        left, number = pieces_before(blocks, nth, least, number, ticket)
         while left > 0:
-            size = piece_of(left, nth, least)
-            if number == ticket:
-                first = blocks - left
-                run_piece(model, space, op, count, planes, first, first + size, ith * STAGE)
+            first, size, at = blocks - left, piece_of(left, nth, least), ith * STAGE
+            if count * planes <= WIDEST:  # bound by reading: who knows its next piece can ask for it
                 ticket = take(sync, nth)
-            number += 1
-            left -= size
+                left, number = pieces_before(left - size, nth, least, number + 1, ticket)
+                following = next_begin(model[0], op, step[0], left, number, ticket, nth)
+                run_piece(model, space, op, count, planes, first, first + size, following, at)
+            else:
+                run_piece(model, space, op, count, planes, first, first + size, op["weight"], at)
+                ticket = take(sync, nth)
+                left, number = pieces_before(left - size, nth, least, number + 1, ticket)
     return number, ticket
 
 

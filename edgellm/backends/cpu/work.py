@@ -6,7 +6,7 @@ every barrier the fast ones would wait. All pieces of a step are numbered throug
 number of the piece that it does next:
 
     ticket = ith                       at the step's begin
-    ticket = take(sync, nth)           whenever it has done a piece
+    ticket = take(sync, nth)           when it has done a piece, or as it begins one, to ask for the next in time
 
 so that each piece has one taker, and who has no piece left in one linear holds a ticket for those behind it.
 """
@@ -33,6 +33,16 @@ def share(ith, nth, count):
 def take(sync, nth):
     """The next ticket."""
     return atomic_add(sync, TAKEN, 1) + nth
+
+
+@kernel
+def pieces_before(left, nth, least, number, ticket):
+    """What is left of `left` blocks, whose first piece has `number`, before piece `ticket` (nothing where that lies
+    behind them), and the number of the piece that comes then."""
+    while left > 0 and number < ticket:
+        left -= piece_of(left, nth, least)
+        number += 1
+    return left, number
 
 
 @kernel

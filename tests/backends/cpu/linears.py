@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgellm.backends.cpu.arena import Arena
-from edgellm.backends.cpu.layout import LinearKind
+from edgellm.backends.cpu.layout import LinearKind, LinearLayout
 from edgellm.backends.cpu.linear_dense import op_linear_f16
 from edgellm.backends.cpu.linear_embed import op_embed
 from edgellm.backends.cpu.linear_int import op_linear_int4, op_linear_int8
-from edgellm.backends.cpu.linear_tiles import STAGE, scratch_sizes
+from edgellm.backends.cpu.linear_tiles import STAGE, layout_fields, scratch_sizes
 from edgellm.backends.cpu.optable import OP_DTYPE
 from edgellm.backends.cpu.packing import layout_of, pack_linear, plan_linear, unpack_linear
 from edgellm.backends.cpu.quantize import op_arrange, op_quantize
@@ -60,6 +60,12 @@ def quantized(x: np.ndarray, group: int, planes: int) -> np.ndarray:
     return (np.rint(padded * inverse) * steps).reshape(tokens, -1)[:, :inputs]
 
 
+def put_layout(ops: np.ndarray, layout: LinearLayout) -> None:
+    """Say in records what the weight's layout is."""
+    for name, value in layout_fields(layout).items():
+        ops[name] = value
+
+
 class Linear:
     """A packed weight with the scratch, the op's record and the calls around its kernels."""
 
@@ -80,8 +86,7 @@ class Linear:
         factor = pack_linear(weight, self.arena.bytes[offset : offset + layout.nbytes], layout)
         self.permutations = np.zeros(5 + layout.inputs, np.int32)
         permutation = getattr(weight, "permutation", None) if layout.kind != LinearKind.F16 else None
-        for name in ("rows", "inputs", "group", "own_zeros", "stretch"):
-            ops[name] = getattr(layout, name)
+        put_layout(ops, layout)
         ops["weight"], ops["factor"], ops["bias"], ops["permutation"] = offset, factor, -1, -1
         self.bias = np.zeros(layout.rows) if bias is None else bias
         if bias is not None:
@@ -125,6 +130,7 @@ class Linear:
         if before is not None:
             out[:, :rows] = before
         op, act = self.ops[0], act.reshape(-1)
+        offset = int(op["weight"])
         shared = (out.reshape(-1), quads, xs, stage, self.arena.bytes, op, tokens)
         for ith in range(nth):
             if self.layout.kind == LinearKind.F16:
@@ -132,13 +138,13 @@ class Linear:
             else:
                 op_quantize(quads, xs, act, stage, self.permutations, op, tokens, planes, ith, nth)
         for ith in reversed(range(nth)):
-            blocks = (*share(ith, nth, self.layout.blocks), ith * STAGE)
+            blocks, at = share(ith, nth, self.layout.blocks), ith * STAGE
             if self.layout.kind == LinearKind.F16:
-                op_linear_f16(shared[0], xs, stage, self.arena.bytes, op, tokens, *blocks)
+                op_linear_f16(shared[0], xs, stage, self.arena.bytes, op, tokens, *blocks, at)
             elif self.layout.kind == LinearKind.INT8:
-                op_linear_int8(*shared, planes, *blocks)
+                op_linear_int8(*shared, planes, *blocks, offset, at)
             else:
-                op_linear_int4(*shared, planes, *blocks)
+                op_linear_int4(*shared, planes, *blocks, offset, at)
         assert (out[:, rows:] == 7.0).all(), "written behind the rows"
         return out[:, :rows].copy()
 
@@ -146,6 +152,7 @@ class Linear:
         """What each slice is stored as, and the op's record; those behind the first add to what is there."""
         for number, (offset, layout) in enumerate(self.layout.slices):
             ops = self.ops.copy()
+            put_layout(ops, layout)
             ops["weight"] += offset
             if number:
                 ops["bias"], ops["adds"] = -1, 1

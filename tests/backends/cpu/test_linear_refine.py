@@ -85,7 +85,7 @@ class Head:
                 if some:
                     REFINES[kind](*arrays, act, op, planes, ith, nth)
                 else:
-                    blocks = (*share(ith, nth, layout.blocks), ith * STAGE)
+                    blocks = (*share(ith, nth, layout.blocks), 0, ith * STAGE)
                     LINEARS[kind](*arrays, op, tokens, planes, *blocks)
             steps.append(logits.reshape(tokens, -1).copy())
         return steps
