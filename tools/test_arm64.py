@@ -40,6 +40,7 @@ TESTS = (
     "tests/backends/cpu/test_activation.py",
     "tests/backends/cpu/test_linear.py",
     "tests/backends/cpu/test_linear_refine.py",
+    "tests/backends/cpu/test_linear_next.py",
     "tests/backends/cpu/test_best.py",
     "tests/backends/cpu/test_packing.py",
     "tests/backends/cpu/test_cache.py",
