@@ -98,7 +98,7 @@ def save_checkpoint(
         check_free(folder, overwrite)
         needed = sum(source.nbytes for source in sources.values()) + sum(map(len, side_files.values()))
         require_space(folder, needed)
-        partial = _partial_name(folder)
+        partial = partial_name(folder)
         partial.mkdir(parents=True)
         try:
             shards = plan_shards(sources, max_shard_bytes)
@@ -120,7 +120,7 @@ def write_file(path: str | os.PathLike[str], tensors: Tensors, metadata: Mapping
         if path.is_dir():
             raise OutputError("is a folder", file=path)
         require_space(path, sum(source.nbytes for source in sources.values()))
-        partial = _partial_name(path)
+        partial = partial_name(path)
         try:
             _write_tensors(partial, sources, metadata)
             os.replace(partial, path)
@@ -135,7 +135,8 @@ def _source(name: str, tensor: np.ndarray | TensorSource) -> TensorSource:
     return tensor if isinstance(tensor, TensorSource) else TensorSource.of(np.asarray(tensor), name)
 
 
-def _partial_name(out: Path) -> Path:
+def partial_name(out: Path) -> Path:
+    """Where this process writes what becomes `out`."""
     return out.with_name(f"{out.name}.partial-{os.getpid()}")
 
 

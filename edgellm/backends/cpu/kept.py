@@ -33,6 +33,7 @@ from edgellm.errors import EdgeLLMError
 from edgellm.folders import folder as user_folder
 from edgellm.folders import require_own_home, require_private
 from edgellm.formats import fingerprint
+from edgellm.formats.writer import partial_name
 from edgellm.model.program import Program
 from edgellm.model.weights import Weights
 
@@ -46,8 +47,10 @@ KEPT_SECONDS = 30 * 86400
 #: A file that could not be written, or was too slow to be worth it, is not tried again for so long.
 RETRY_SECONDS = 86400
 _UNFINISHED_SECONDS = 3600
-#: A process that has nothing else to do any more waits so long for the file; 1 GB takes 1 to 2 s on a laptop's disk.
+#: A process that has nothing else to do any more waits so long for the file, or as long as packing took, which is what
+#: the next start saves; longer than `_SILENT_SECONDS` not without a word.
 _EXIT_SECONDS = 5.0
+_SILENT_SECONDS = 2.0
 _TRIED = ".tried"
 
 _log = logging.getLogger("edgellm")
@@ -77,11 +80,13 @@ def load_packed(
             with contextlib.suppress(OSError):
                 os.utime(path)  # for `_prune`
             return packed
+    began = time.monotonic()
     packed = pack_weights(program, weights, head, progress, threads)
+    seconds = max(time.monotonic() - began, _EXIT_SECONDS)
     if _worth_it(path, packed.nbytes):
         keeper = threading.Thread(target=_keep, args=(path, packed), name="edgellm-keep", daemon=True)
         keeper.start()
-        atexit.register(keeper.join, _EXIT_SECONDS)
+        atexit.register(_finish, keeper, path, seconds)
     return packed
 
 
@@ -146,6 +151,18 @@ def _keep(path: Path, packed: PackedWeights) -> None:
             tried.unlink(missing_ok=True)
     except (OSError, EdgeLLMError) as error:
         _log.info("packed weights are not kept: %s", error)
+
+
+def _finish(keeper: threading.Thread, path: Path, seconds: float) -> None:
+    """Wait for the file at the process's end, and leave no half of it."""
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):  # of who does not want to wait
+        keeper.join(_SILENT_SECONDS)
+        if keeper.is_alive():
+            _log.warning("keeping packed weights for the next start: %.0f s at most, Ctrl-C leaves it", seconds)
+            keeper.join(seconds)
+    if keeper.is_alive():
+        with contextlib.suppress(OSError):
+            partial_name(path).unlink(missing_ok=True)
 
 
 def _prune(folder: Path, coming: int) -> None:

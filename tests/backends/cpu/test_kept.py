@@ -14,6 +14,7 @@ import pytest
 from edgellm.backends.cpu import kept, mapped, packed_plan
 from edgellm.backends.cpu.packed import PackedWeights
 from edgellm.errors import OutputError
+from edgellm.formats.writer import partial_name
 from edgellm.model import fuse, open_model
 from tests.backends.cpu.test_packed import synthetic
 
@@ -156,6 +157,37 @@ def test_a_slow_or_full_disk_is_left_alone_for_a_day(
     load(folder)
     assert len(writes) == 2
     assert not files(cache)
+
+
+def test_the_end_of_a_process_waits_for_the_file_and_leaves_no_half_of_it(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    goes_on, at_exit = threading.Event(), []
+    write = kept.write_kept
+
+    def slow(path: Path, packed: PackedWeights) -> None:
+        partial_name(path).write_bytes(b"half")
+        goes_on.wait(60)
+        write(path, packed)
+
+    def register(*call: object) -> None:
+        at_exit.append(call)
+
+    monkeypatch.setattr(kept, "write_kept", slow)
+    monkeypatch.setattr(kept, "_SILENT_SECONDS", 0.01)
+    monkeypatch.setattr(kept.atexit, "register", register)
+    with open_model(synthetic(tmp_path)) as model:
+        kept.load_packed(fuse(model.weights.program), model.weights, min_bytes=1)
+    ((finish, keeper, path, seconds),) = at_exit
+    assert seconds >= kept._EXIT_SECONDS
+    while not partial_name(path).exists():
+        time.sleep(0.01)
+    finish(keeper, path, 0.01)
+    assert "Ctrl-C leaves it" in caplog.text
+    assert not partial_name(path).exists()
+    goes_on.set()
+    finish(keeper, path, 60)
+    assert files(cache) == [path.name]
 
 
 def test_old_files_make_room(cache: Path, tmp_path: Path) -> None:
