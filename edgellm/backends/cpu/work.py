@@ -37,8 +37,8 @@ def take(sync, nth):
 
 @kernel
 def pieces_before(left, nth, least, number, ticket):
-    """What is left of `left` blocks, whose first piece has `number`, before piece `ticket` (nothing where that lies
-    behind them), and the number of the piece that comes then."""
+    """How many of `left` blocks, whose first piece has `number`, lie from piece `ticket` on, none where that is behind
+    them all; and the number of the first piece that was not skipped."""
     while left > 0 and number < ticket:
         left -= piece_of(left, nth, least)
         number += 1
