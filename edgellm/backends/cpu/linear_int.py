@@ -201,7 +201,8 @@ def _make_op(bits: int) -> Callable[..., None]:
 
 
 def make_block(bits: int) -> Callable[..., None]:
-    """The kernel that takes one block of a weight without zero points of its own through the columns of one token."""
+    """The kernel that takes one block of a weight without zero points of its own through the columns of one token, and
+    asks for the block `following` meanwhile, which nobody else does where that is another one than the next."""
     sums_1, sums_2 = (_make_sums(width, bits) for width in (1, 2))
 
     @kernel(shared=True)

@@ -60,7 +60,7 @@ def quantized(x: np.ndarray, group: int, planes: int) -> np.ndarray:
     return (np.rint(padded * inverse) * steps).reshape(tokens, -1)[:, :inputs]
 
 
-def put_layout(ops: np.ndarray, layout: LinearLayout) -> None:
+def put_layout(ops: np.ndarray | np.void, layout: LinearLayout) -> None:
     """Say in records what the weight's layout is."""
     for name, value in layout_fields(layout).items():
         ops[name] = value

@@ -8,10 +8,10 @@ import pytest
 from edgellm.backends.cpu.layout import BAND, LinearKind, LinearLayout
 from edgellm.backends.cpu.linear_columns import count_stretches, piece_begin
 from edgellm.backends.cpu.linear_next import block_begin, blocks_of, next_begin
-from edgellm.backends.cpu.linear_tiles import layout_fields
 from edgellm.backends.cpu.optable import LOGITS, OP_DTYPE, TOKENS
 from edgellm.backends.cpu.work import piece_of, pieces_before
 from edgellm.simd import F32_LANES
+from tests.backends.cpu.linears import put_layout
 
 INTEGERS = (LinearKind.INT2, LinearKind.INT4, LinearKind.INT8)
 
@@ -20,8 +20,7 @@ def table_of(*layouts: LinearLayout, piece: int = 1) -> np.ndarray:
     """Records of linears one behind the other, their weights too."""
     table, offset = np.zeros(len(layouts), OP_DTYPE), 64
     for number, layout in enumerate(layouts):
-        for name, value in layout_fields(layout).items():
-            table[number][name] = value
+        put_layout(table[number], layout)
         table[number]["weight"], table[number]["piece"], table[number]["over"] = offset, piece, TOKENS
         table[number]["next"] = number + 1 if number + 1 < len(layouts) else -1
         offset += layout.nbytes
